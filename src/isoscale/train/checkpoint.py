@@ -151,21 +151,25 @@ def verify(path: str | Path) -> dict[str, Any]:
     if body.get("format") != FORMAT:
         hint = "load it with the isoscale version that wrote it"
         raise CheckpointError("unknown checkpoint format", key="format", value=body.get("format"), hint=hint)
-    step = _step_of(candidates(path.parent).get(path, path.name))
-    if step is not None and step != body["step"]:
+    try:
+        files = {name: (int(body["files"][name]["size"]), str(body["files"][name]["sha256"])) for name in FILES}
+        renamed = _step_of(candidates(path.parent).get(path, path.name)) not in (None, int(body["step"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError("incomplete manifest", key="file", place=str(path / "manifest.json")) from error
+    if renamed:
         raise CheckpointError("the folder's name and its manifest disagree on the step", key="step", place=str(path))
-    for name in FILES:
-        file, want = path / name, body["files"][name]
+    for name, (want_size, want_hash) in files.items():
+        file = path / name
         try:
             size = file.stat().st_size
-            found = sha256(file) if size == want["size"] else ""
+            found = sha256(file) if size == want_size else ""
         except OSError as error:
             raise CheckpointError(
                 f"file missing or unreadable: {error.strerror}", key="file", place=str(file)
             ) from error
-        if size != want["size"]:
-            raise CheckpointError(f"file has {size} bytes, not {want['size']}", key="file", place=str(file))
-        if found != want["sha256"]:
+        if size != want_size:
+            raise CheckpointError(f"file has {size} bytes, not {want_size}", key="file", place=str(file))
+        if found != want_hash:
             raise CheckpointError("file is damaged: its SHA-256 differs", key="file", place=str(file))
     return body
 
@@ -264,10 +268,11 @@ def _ordered(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _sound(path: Path) -> bool:
+    """Whether it loads; one of an unknown format counts as sound, since it may be a newer version's."""
     try:
         verify(path)
-    except CheckpointError:
-        return False
+    except CheckpointError as error:
+        return error.key == "format"
     return True
 
 
