@@ -1,1 +1,32 @@
-""""""
+"""The settings of a run: typed, validated at birth, each value knows which layer set it. No torch here."""
+
+from isoscale.config.load import Loaded, build, known_keys, load
+from isoscale.config.run import (
+    BaseSection,
+    DataSection,
+    HpsSection,
+    ModelSection,
+    NumericsSection,
+    RulesSection,
+    RunConfig,
+    SweepSection,
+    TrainSection,
+)
+from isoscale.config.scale import Scale
+
+__all__ = [
+    "BaseSection",
+    "DataSection",
+    "HpsSection",
+    "Loaded",
+    "ModelSection",
+    "NumericsSection",
+    "RulesSection",
+    "RunConfig",
+    "Scale",
+    "SweepSection",
+    "TrainSection",
+    "build",
+    "known_keys",
+    "load",
+]

@@ -1,1 +1,14 @@
-""""""
+"""The plan: one immutable row per parameter and per place in the forward, each number with its reason."""
+
+from isoscale.planning.build import plan
+from isoscale.planning.cost import Cost, cost
+from isoscale.planning.diff import Change
+from isoscale.planning.names import normalise, pattern
+from isoscale.planning.plan import Plan
+from isoscale.planning.roles import infer
+from isoscale.planning.rows import Formats, ParamRow, SiteRow
+
+__all__ = [
+    "Change", "Cost", "Formats", "ParamRow", "Plan", "SiteRow", "cost", "infer", "normalise", "pattern",
+    "plan",
+]  # fmt: skip

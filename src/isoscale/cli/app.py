@@ -1,0 +1,69 @@
+"""All commands together, and how they end: 0 done, 1 the check failed, 2 the user's error, 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import click
+import typer
+
+from isoscale._base.errors import IsoscaleError, ManyErrors
+
+app = typer.Typer(
+    name="isoscale",
+    help="Tune a small model once, train any bigger one in fewer bits, and know why every number is what it is.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _as_json(error: IsoscaleError) -> dict[str, object]:
+    if isinstance(error, ManyErrors):
+        return {"error": error.message, "errors": [_as_json(one) for one in error.errors]}
+    shown = {"key": error.key, "value": error.value, "place": error.place, "hint": error.hint}
+    return {"error": error.message, **{k: v if isinstance(v, (str, int, float)) else repr(v) for k, v in shown.items()}}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns (and, as a script, exits with) its exit code."""
+    from isoscale.cli import commands  # noqa: F401  (registers every command on `app`)
+
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words or os.environ.get("ISOSCALE_DEBUG") == "1"
+    as_json = "--json" in words
+    words = [word for word in words if word != "--debug"]
+    signal.signal(signal.SIGTERM, _terminate)
+    code = 0
+    try:
+        result = app(words, standalone_mode=False, prog_name="isoscale")
+        code = result if isinstance(result, int) else 0
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    except click.UsageError as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        print("\ninterrupted; what was finished is saved (--resume continues)", file=sys.stderr)
+        code = 130
+    except IsoscaleError as error:
+        if debug:
+            raise
+        if as_json:
+            print(json.dumps(_as_json(error)))
+        print(f"isoscale: {error}", file=sys.stderr)
+        code = 2
+    if arguments is None:
+        sys.exit(code)
+    return code

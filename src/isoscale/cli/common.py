@@ -1,0 +1,35 @@
+"""Options that several commands share, and how they print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from isoscale import presets
+from isoscale.config import Loaded, load
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file.", metavar="FILE")]
+Preset = Annotated[str | None, typer.Option("--preset", "-p", help="Starting point: proxy, target, sp, mup.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", "-s", help="One setting, e.g. model.width=256; repeatable.")]
+Data = Annotated[list[str] | None, typer.Option("--data", help="Text file or folder; repeatable.", metavar="PATH")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue what is in the folder.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+def load_config(
+    preset: str | None, file: Path | None, sets: list[str] | None, data: list[str] | None = None
+) -> Loaded:
+    """preset < file < --set (and --data)."""
+    flags = list(sets or [])
+    if data:
+        flags.append(f"data.source={json.dumps(data)}")
+    return load(presets.by_name(preset) if preset else None, preset or "", file, flags)
+
+
+def emit(as_json: bool, data: dict[str, Any], text: str) -> None:
+    """One JSON object, or the text."""
+    typer.echo(json.dumps(data, default=str) if as_json else text)

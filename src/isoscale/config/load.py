@@ -1,0 +1,156 @@
+"""preset < file < flag -> one checked config, with the layer that set each value.
+
+All problems are reported at once, each with its key, value, the layer it came from and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from isoscale._base.errors import ConfigError, IsoscaleError, ManyErrors, did_you_mean
+from isoscale.config.run import RunConfig
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A config and, per dotted key, the layer that set it (keys left out have their default)."""
+
+    config: RunConfig
+    origins: Mapping[str, str]
+
+    def origin(self, key: str) -> str:
+        """Which layer set the value: `default`, `preset NAME`, a file's path or `--set`."""
+        return self.origins.get(key, "default")
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and key != "sweep.space":
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _merge(low: dict[str, Any], high: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out = dict(low)
+    for name, value in high.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and isinstance(out.get(name), Mapping) and key != "sweep.space":
+            out[name] = _merge(dict(out[name]), value, f"{key}.")
+        else:
+            out[name] = value
+    return out
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _known_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def known_keys() -> tuple[str, ...]:
+    """Every dotted key of a config."""
+    return tuple(_known_keys(RunConfig))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a tree.
+
+    Raises:
+        ConfigError: the file is missing, unreadable or not TOML (with the line).
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("no such config file", key="--config", value=str(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the config file cannot be read: {error}", place=str(path)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML: {error}", place=str(path)) from None
+
+
+def parse_set(text: str) -> dict[str, Any]:
+    """`a.b=value` as a tree; the value is read as TOML, else kept as a string.
+
+    Raises:
+        ConfigError: there is no `=`, or the key is empty.
+    """
+    key, sep, raw = text.partition("=")
+    key = key.strip()
+    if not sep or not all(key.split(".")):
+        raise ConfigError("a setting is written key=value", key="--set", value=text, hint="--set model.width=256")
+    try:
+        value: Any = tomllib.loads(f"x = {raw}")["x"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    tree: dict[str, Any] = value
+    return tree
+
+
+def _explain(error: ValidationError, origins: Mapping[str, str]) -> IsoscaleError:
+    found: list[IsoscaleError] = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        place = next((origins[k] for k in (key, *(o for o in origins if o.startswith(key) or key.startswith(o)))
+                      if k in origins), "")  # fmt: skip
+        if item["type"] == "extra_forbidden":
+            tail = key.rsplit(".", 1)[-1]
+            same = [known for known in known_keys() if known.rsplit(".", 1)[-1] == tail]
+            hint = f"did you mean {same[0]}?" if same else did_you_mean(key, known_keys())
+            found.append(ConfigError("unknown key", key=key, value=item["input"], place=place, hint=hint[:300]))
+        else:
+            text = item["msg"].removeprefix("Value error, ")
+            value = item["input"] if not isinstance(item["input"], Mapping) else None
+            allowed = item.get("ctx", {}).get("expected", "")
+            hint = f"one of {allowed}" if item["type"] == "literal_error" else ""
+            found.append(ConfigError(text, key=key, value=value, place=place, hint=hint))
+    if len(found) == 1:
+        return found[0]
+    return ManyErrors(found, f"{len(found)} problems in the configuration")
+
+
+def build(tree: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> RunConfig:
+    """A checked config from a tree of plain values.
+
+    Raises:
+        ConfigError, ManyErrors: what does not fit, all of it at once.
+    """
+    try:
+        return RunConfig.model_validate(dict(tree))
+    except ValidationError as error:
+        raise _explain(error, origins or {}) from None
+
+
+def load(
+    preset: RunConfig | None = None, preset_name: str = "", file: Path | None = None, sets: Sequence[str] = ()
+) -> Loaded:
+    """The config from its layers, lowest first: defaults, preset, file, `--set` flags.
+
+    Raises:
+        ConfigError, ManyErrors: a layer cannot be read or the result does not fit.
+    """
+    tree: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    layers: list[tuple[str, dict[str, Any]]] = []
+    if preset is not None:
+        layers.append((f"preset {preset_name}", preset.model_dump(mode="python", exclude_unset=True)))
+    if file is not None:
+        layers.append((str(file), read_toml(file)))
+    layers += [(f"--set {text}", parse_set(text)) for text in sets]
+    for name, layer in layers:
+        tree = _merge(tree, layer)
+        for key, _ in _leaves(layer):
+            origins[key] = name
+    return Loaded(build(tree, origins), origins)

@@ -1,0 +1,189 @@
+"""The settings of a run: typed, frozen, checked at birth. One section per noun; every field says what it is.
+
+Unknown keys are errors. Sizes are features, tokens, sequences or steps as each line says; hyperparameters are in base
+units (what was tuned on the proxy), never what the optimiser of the target finally gets: that is the plan's work.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class RulesSection(Section):
+    """Which parametrisation, and its switches."""
+
+    parametrisation: str = Field("u-mup", description="sp, sp-lecun, mup or u-mup")
+    decay: Literal["rule", "independent", "coupled"] = Field("rule", description="weight decay against the LR")
+    embedding_lr: Literal["rule", "constant"] = Field("rule", description="u-muP: 1/sqrt(fan_out), or constant")
+
+
+class HpsSection(Section):
+    """Hyperparameters in base units. A parametrisation reads those it knows."""
+
+    lr: Positive = Field(1.0, description="peak learning rate")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: Positive = 1e-8
+    init_std: Positive = Field(0.02, description="SP and muP")
+    lr_embedding: Positive = Field(1.0, description="LR of the embedding against the global one")
+    alpha_emb: Positive = Field(1.0, description="SP and muP: multiplier after the embedding")
+    alpha_attn: Positive = Field(1.0, description="attention logits")
+    alpha_ffn_act: Positive = Field(1.0, description="input of the FFN non-linearity")
+    alpha_res: Positive = Field(1.0, description="residual branches against the embedding")
+    alpha_res_attn_ratio: Positive = Field(1.0, description="attention branches against FFN branches (u-muP)")
+    alpha_out: Positive = Field(1.0, description="SP and muP: multiplier of the readout")
+    alpha_loss: Positive = Field(1.0, description="logits inside the loss")
+
+
+class ModelSection(Section):
+    """The decoder's shape."""
+
+    width: Count = Field(64, description="model width, features")
+    depth: Count = Field(4, description="number of blocks")
+    head_size: Count = Field(16, description="features per attention head")
+    kv_heads: Count | None = Field(None, description="key/value heads (GQA); none: as many as query heads")
+    ffn_ratio: Positive = Field(3.0, description="FFN hidden size / width")
+    qk_norm: bool = False
+    norm: Literal["plain", "trainable"] = Field("plain", description="plain: RMSNorm without a gain")
+    tied: bool = Field(False, description="readout shares the embedding's weight")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _heads(self) -> ModelSection:
+        if self.width % self.head_size:
+            near = max(self.head_size, round(self.width / self.head_size) * self.head_size)
+            raise ValueError(f"width {self.width} is not divisible by head_size {self.head_size}; try width {near}")
+        heads = self.width // self.head_size
+        if self.kv_heads is not None and heads % self.kv_heads:
+            raise ValueError(f"kv_heads {self.kv_heads} does not divide the {heads} query heads")
+        return self
+
+
+class BaseSection(Section):
+    """Where the hyperparameters were tuned. Needed where a rule has ratios (muP); u-muP needs none."""
+
+    width: Count | None = None
+    depth: Count | None = None
+
+
+class DataSection(Section):
+    """Text and how it is cut."""
+
+    source: str | tuple[str, ...] = Field("builtin:austen+web", description="builtin:..., files or folders")
+    tokenizer: str = Field("bytes", description="bytes, bpe:SIZE, or a tokenizer.json")
+    seq_len: Annotated[int, Field(ge=2)] = Field(128, description="tokens per sequence")
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="tail of each text kept for validation")
+    cache: str | None = Field(None, description="folder of cached tokens")
+
+
+class TrainSection(Section):
+    """The loop."""
+
+    steps: Count = 300
+    batch: Count = Field(8, description="sequences per optimiser step, all micro-batches together")
+    accumulate: Count = Field(1, description="micro-batches per optimiser step")
+    warmup: Share = Field(0.1, description="share of the steps")
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    final: Share = Field(0.1, description="LR at the end / peak LR")
+    decay_share: Share = Field(0.2, description="wsd: share of the steps spent decaying")
+    clip: Positive | None = Field(None, description="largest gradient norm; none: off")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, weights stay fp32")
+    compile: bool = Field(False, description="torch.compile the step (needs a C++ compiler on a CPU)")
+    eval_every: Count = 100
+    eval_batches: Count = 16
+    checkpoint_every: Count = 100
+    keep: Count = Field(2, description="checkpoints kept")
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    max_skips: Count = Field(10, description="skip: give up after so many in a row")
+    threads: Count = 1
+    device: str = Field("auto", description="auto, cpu, cuda")
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainSection:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} is not divisible by accumulate {self.accumulate}")
+        return self
+
+
+class NumericsSection(Section):
+    """Which tensors are cast to what."""
+
+    recipe: str = Field("none", description="none, bf16, fp8, ... (isoscale plan shows what it means)")
+    backend: Literal["auto", "emulated", "scaled_mm"] = "auto"
+    loss_scale: Positive = Field(1.0, description="factor on the loss in the backward pass, undone before the update")
+    log_casts: bool = Field(False, description="log the clipped and flushed share of every cast at each evaluation")
+
+
+class SweepSection(Section):
+    """Which hyperparameters are tried, and how many runs may be spent."""
+
+    strategy: Literal["lr-line", "independent", "random"] = "lr-line"
+    space: dict[str, tuple[Positive, ...]] = Field(
+        default_factory=lambda: {"lr": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)},
+        description="hyperparameter -> values tried, in base units (random: log-uniform between the ends)",
+    )
+    seeds: tuple[int, ...] = (0,)
+    trials: Count | None = Field(None, description="random: how many points")
+    workers: Count = Field(2, description="processes, one pinned thread each")
+    budget_runs: Count | None = None
+    budget_tokens: Positive | None = None
+    budget_flops: Positive | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> SweepSection:
+        known = set(HpsSection.model_fields)
+        for name, values in self.space.items():
+            if name not in known:
+                from isoscale._base.errors import did_you_mean
+
+                raise ValueError(f"space.{name} is no hyperparameter; {did_you_mean(name, known)}")
+            if not values:
+                raise ValueError(f"space.{name} is empty")
+        if not self.seeds:
+            raise ValueError("seeds is empty")
+        return self
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0)] = 0
+    rules: RulesSection = Field(default_factory=RulesSection)
+    hps: HpsSection = Field(default_factory=HpsSection)
+    model: ModelSection = Field(default_factory=ModelSection)
+    base: BaseSection = Field(default_factory=BaseSection)
+    data: DataSection = Field(default_factory=DataSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    numerics: NumericsSection = Field(default_factory=NumericsSection)
+    sweep: SweepSection = Field(default_factory=SweepSection)
+
+    def with_values(self, **values: object) -> RunConfig:
+        """A copy with dotted keys replaced: `config.with_values(**{"model.width": 256})`; validated anew.
+
+        Raises:
+            ConfigError: an unknown key or a value that does not fit.
+        """
+        from isoscale.config.load import build
+
+        tree = self.model_dump(mode="python")
+        for key, value in values.items():
+            *path, leaf = key.split(".")
+            node = tree
+            for part in path:
+                node = node.setdefault(part, {})
+            node[leaf] = value
+        return build(tree)

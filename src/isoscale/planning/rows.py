@@ -1,0 +1,119 @@
+"""The two kinds of rows a plan is made of. Immutable, plain data, JSON in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+from isoscale.nn.factors import Factors
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Element or block formats of a weight, the input of its matmul, and the output gradient."""
+
+    weight: str = "fp32"
+    input: str = "fp32"
+    grad: str = "fp32"
+
+
+@dataclass(frozen=True)
+class ParamRow:
+    """One parameter: everything that init, optimiser and casts need to know, and why.
+
+    Args:
+        name: normalised parameter name.
+        role: embedding, input, hidden, readout, gain, bias.
+        shape: of the tensor.
+        fan_in, fan_out: features in and out of the weight.
+        factors: see `Factors`.
+        init_std: standard deviation of the normal init; 0 for constants.
+        init_value: the constant for gains (1) and biases (0); None for a normal init.
+        lr, eps, weight_decay, betas: what the optimiser gets, at peak.
+        formats: see `Formats`.
+        reasons: quantity -> readable product.
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    fan_in: int
+    fan_out: int
+    factors: Factors
+    init_std: float
+    init_value: float | None
+    lr: float
+    eps: float
+    weight_decay: float
+    betas: tuple[float, float]
+    formats: Formats
+    reasons: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reasons", MappingProxyType(dict(self.reasons)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return _plain(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> ParamRow:
+        """The row back from `to_dict`."""
+        return ParamRow(
+            **{
+                **data,
+                "shape": tuple(data["shape"]),
+                "betas": tuple(data["betas"]),
+                "factors": Factors(**data["factors"]),
+                "formats": Formats(**data["formats"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One place in the forward.
+
+    Args:
+        path, port: module path and the place at it.
+        kind: the rule's name for such a place.
+        multiplier: the factor set there; None where the rule sets none.
+        attr: the module attribute that carries it; None where nothing can be set.
+        expected_scale: predicted rms at init; None where the parametrisation predicts none.
+        format: cast format of the tensor there; `fp32` means not cast.
+        cast_scale: static power-of-two scale before the cast, where a recipe wants one.
+        reasons: quantity -> readable product.
+    """
+
+    path: str
+    port: str
+    kind: str
+    multiplier: float | None
+    attr: str | None
+    expected_scale: float | None
+    format: str
+    cast_scale: float | None
+    reasons: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reasons", MappingProxyType(dict(self.reasons)))
+
+    @property
+    def name(self) -> str:
+        """`path.port`, as users type it."""
+        return f"{self.path}.{self.port}" if self.path else self.port
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return _plain(self)
+
+
+def _plain(row: ParamRow | SiteRow) -> dict[str, Any]:
+    data = {name: getattr(row, name) for name in row.__dataclass_fields__}
+    data["reasons"] = dict(row.reasons)
+    for name in ("factors", "formats"):
+        if name in data:
+            data[name] = asdict(data[name])
+    return data

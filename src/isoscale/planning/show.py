@@ -1,0 +1,71 @@
+"""A plan as text that fits 80 columns: like blocks folded, one line per kind of parameter, reasons on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from isoscale.config.scale import Scale
+from isoscale.planning.names import pattern
+from isoscale.planning.rows import ParamRow, SiteRow
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+    out = []
+    for line in [head, *lines]:
+        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))]
+        out.append("  ".join(cells).rstrip())
+    return "\n".join(out)
+
+
+def _fold(rows: Sequence[Any], same: Sequence[str]) -> list[tuple[str, Any, int]]:
+    out: dict[tuple[Any, ...], tuple[str, Any, int]] = {}
+    for row in rows:
+        key = (pattern(row.name), *(getattr(row, name) for name in same))
+        name, first, count = out.get(key, (pattern(row.name), row, 0))
+        out[key] = (name, first, count + 1)
+    return [(name if count > 1 else row.name, row, count) for name, row, count in out.values()]
+
+
+def show_plan(
+    parametrisation: str, recipe: str, base: Scale | None, target: Scale, hps: Mapping[str, float],
+    rows: Sequence[ParamRow], sites: Sequence[SiteRow],
+) -> str:  # fmt: skip
+    """See `Plan.__str__`."""
+    sizes = ", ".join(f"{k} {v}" for k, v in vars(target).items() if v is not None)
+    text = [f"{parametrisation}, recipe {recipe}: {sizes}"]
+    if base is not None:
+        text.append("base: " + ", ".join(f"{k} {v}" for k, v in vars(base).items() if v is not None))
+    lines = []
+    for name, row, count in _fold(rows, ("shape", "lr", "init_std", "weight_decay", "eps", "formats")):
+        shape = "x".join(str(extent) for extent in row.shape)
+        casts = "/".join((row.formats.weight, row.formats.input, row.formats.grad)) if len(row.shape) > 1 else ""
+        lines.append([f"{name}" + (f" ({count})" if count > 1 else ""), row.role, shape, _number(row.factors.forward),
+                      _number(row.init_std), _number(row.lr), _number(row.weight_decay), casts])  # fmt: skip
+    text.append(_table(["parameter", "role", "shape", "fwd", "init", "lr", "decay", "w/x/g"], lines))
+    lines = [
+        [name + (f" ({count})" if count > 1 else ""), _number(site.multiplier), _number(site.expected_scale)]
+        for name, site, count in _fold(
+            [site for site in sites if site.multiplier is not None], ("multiplier", "expected_scale")
+        )
+        if site.multiplier != 1
+    ]
+    if lines:
+        text.append(_table(["site (multipliers other than 1)", "multiplier", "expected rms"], lines))
+    return "\n\n".join(text)
+
+
+def explain_row(row: ParamRow | SiteRow) -> str:
+    """Every quantity of one row with its reason, one a line."""
+    if isinstance(row, SiteRow):
+        head = f"{row.name}: {row.kind}"
+    else:
+        head = f"{row.name}: {row.role}, shape {'x'.join(map(str, row.shape))}, fan_in {row.fan_in}, " \
+               f"fan_out {row.fan_out}"  # fmt: skip
+    width = max((len(name) for name in row.reasons), default=0)
+    return "\n".join([head, *(f"  {name.ljust(width)}  {reason}" for name, reason in row.reasons.items())])

@@ -1,0 +1,263 @@
+"""Training on one screen: config in, run folder out.
+
+A run folder holds `run.json` (the resolved config), `plan.json`, `metrics.jsonl` (deterministic rows), `timing.jsonl`
+(wall times, kept apart so that metric rows are the same bits on every machine), `checkpoints/` and, at the end,
+`result.json`. Batches, dropout and init are functions of (seed, name, step), so a resumed run equals an uncut one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isoscale import numerics
+from isoscale._base.errors import NonFiniteError
+from isoscale._base.files import atomic_write
+from isoscale._base.log import JsonLog
+from isoscale._base.rng import stream
+from isoscale.config import RunConfig
+from isoscale.optim import lr_factor
+from isoscale.planning import Plan
+from isoscale.probe import first_bad
+from isoscale.train import checkpoint
+from isoscale.train.data import TokenStream, eval_batches, load_corpus
+from isoscale.train.folder import claim, rewind
+from isoscale.train.setup import build
+from isoscale.train.state import Progress, load_optimizer, optimizer_tensors
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What a progress display gets after each step."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Args:
+        out: the run folder.
+        val_loss: nats per token on the validation split after the last step.
+        train_loss: mean over the last tenth of the steps.
+        steps, tokens: done.
+        skipped, clipped: steps left out, steps whose gradient was cut.
+        seconds: wall time, all sessions together.
+        backend: which backend ran the low-precision matmuls.
+        parameters: count.
+    """
+
+    out: Path
+    val_loss: float
+    train_loss: float
+    steps: int
+    tokens: int
+    skipped: int
+    clipped: int
+    seconds: float
+    backend: str
+    parameters: int
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def evaluate(model: nn.Module, batches: list[tuple[Tensor, Tensor]], context: AbstractContextManager[Any]) -> float:
+    """Mean loss over fixed batches, nats per token."""
+    model.eval()
+    with torch.no_grad(), context:
+        total = sum(float(model(ids, targets)) for ids, targets in batches)
+    model.train()
+    return total / len(batches)
+
+
+def train(
+    config: RunConfig, out: Path | str, *, resume: bool = False, on_step: Callable[[Tick], None] | None = None
+) -> RunResult:
+    """Train one model.
+
+    Args:
+        config: the whole run.
+        out: run folder; made if missing.
+        resume: continue what is there (bit-equal), or start if nothing is. Without it a used folder is refused.
+        on_step: called after every step.
+
+    Raises:
+        IsoscaleError: bad data, a folder of another run, a full disk, a non-finite loss: each says what to do.
+    """
+    out = Path(out)
+    torch.set_num_threads(config.train.threads)
+    corpus = load_corpus(config.data.source, config.data.tokenizer, val_fraction=config.data.val_fraction,
+                         cache=Path(config.data.cache) if config.data.cache else None,
+                         seq_len=config.data.seq_len)  # fmt: skip
+    claim(out, config, resume=resume)
+    device = pick_device(config.train.device)
+    model, plan = build(config, corpus.vocab, device)
+    numerics.convert(model, config.numerics.recipe, plan=plan, backend=config.numerics.backend)
+    optimizer = torch.optim.AdamW(plan.param_groups(model), fused=True)
+    run = _Run(config, out, model, plan, optimizer, corpus.train, corpus.val, device)
+    run.restore()
+    atomic_write(out / "plan.json", plan.to_json())
+    return run.go(on_step)
+
+
+class _Run:
+    """One run's moving parts; `go` is the loop."""
+
+    def __init__(
+        self, config: RunConfig, out: Path, model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer,
+        tokens: Any, val: Any, device: torch.device,
+    ) -> None:  # fmt: skip
+        self.config, self.out, self.model, self.plan, self.optimizer = config, out, model, plan, optimizer
+        self.device, self.progress = device, Progress()
+        cfg = config.train
+        self.stream = TokenStream(tokens, config.data.seq_len, cfg.batch, stream(config.seed, "data"))
+        self.val = [
+            (torch.from_numpy(ids).to(device), torch.from_numpy(targets).to(device))
+            for ids, targets in eval_batches(val, config.data.seq_len, cfg.batch // cfg.accumulate, cfg.eval_batches)
+        ]
+        self.step_model = torch.compile(model, dynamic=False) if cfg.compile else model
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        self.parameters = list(model.parameters())
+        self.unit = getattr(model, "config", None) is not None and model.config.scaling == "unit"
+        self.loss_scale = config.numerics.loss_scale
+        self.recent: list[float] = []
+
+    def restore(self) -> None:
+        """Continue from the newest good checkpoint, if there is one; metric rows after it are dropped."""
+        saved = checkpoint.load_latest(self.out)
+        if saved is not None:
+            self.model.load_state_dict(saved.model)
+            load_optimizer(self.model, self.optimizer, saved.optimizer)
+            state = dict(saved.state)
+            self.recent = [float(x) for x in state.pop("recent")]
+            self.progress = Progress(**state)
+        rewind(self.out, self.progress.step)
+        self.metrics, self.timing = JsonLog(self.out / "metrics.jsonl"), JsonLog(self.out / "timing.jsonl")
+
+    def save(self) -> None:
+        """A checkpoint of this step."""
+        checkpoint.save(
+            self.out, self.progress.step, model=self.model.state_dict(),
+            optimizer=optimizer_tensors(self.model, self.optimizer),
+            state={**self.progress.to_dict(), "recent": self.recent}, plan=self.plan.to_json(),
+            keep=self.config.train.keep,
+        )  # fmt: skip
+
+    def context(self) -> AbstractContextManager[Any]:
+        """bf16 autocast, or nothing."""
+        if self.config.train.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def gradients(self, step: int) -> float:
+        """Gradients of one step into `.grad`; returns the mean loss over the micro-batches."""
+        cfg = self.config.train
+        ids, targets = (torch.from_numpy(part).to(self.device) for part in self.stream.batch(step))
+        torch.manual_seed(stream(self.config.seed, "dropout", step))
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for part, goal in zip(ids.chunk(cfg.accumulate), targets.chunk(cfg.accumulate)):
+            with self.context():
+                loss = self.step_model(part, goal, tokens=targets.numel())
+            # The unit-scaled loss hands back the gradient of the sum, so micro-batches add up by themselves.
+            weight = self.loss_scale / (1 if self.unit else cfg.accumulate)
+            (loss if weight == 1 else loss * weight).backward()
+            total += float(loss.detach())
+        if self.loss_scale != 1:
+            torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], self.loss_scale)
+        return total / cfg.accumulate
+
+    def go(self, on_step: Callable[[Tick], None] | None) -> RunResult:
+        """Steps until done; a checkpoint also on interruption."""
+        cfg, progress = self.config.train, self.progress
+        begun, first, before = time.perf_counter(), progress.step, progress.seconds
+        tokens_per_step = cfg.batch * self.config.data.seq_len
+        val_loss = float("nan")
+        self.model.train()
+        try:
+            while progress.step < cfg.steps:
+                step = progress.step
+                factor = lr_factor(step, cfg.steps, warmup=cfg.warmup, kind=cfg.schedule, final=cfg.final,
+                                   decay_share=cfg.decay_share)  # fmt: skip
+                for group, peak in zip(self.optimizer.param_groups, self.peaks):
+                    group["lr"] = peak * factor
+                loss = self.gradients(step)
+                norm = float(nn.utils.clip_grad_norm_(self.parameters, cfg.clip or float("inf"), foreach=True))
+                if abs(loss) < float("inf") and norm < float("inf"):
+                    self.optimizer.step()
+                    progress.in_a_row = 0
+                    progress.clipped += cfg.clip is not None and norm > cfg.clip
+                else:
+                    self.refuse(step, loss, norm)
+                progress.step += 1
+                progress.seconds = before + time.perf_counter() - begun
+                self.metrics.append({"kind": "train", "step": step, "loss": loss, "grad_norm": norm, "lr": factor})
+                self.recent = [*self.recent, loss][-max(1, cfg.steps // 10) :]
+                if progress.step % cfg.eval_every == 0 or progress.step == cfg.steps:
+                    val_loss = self.evaluate()
+                if progress.step % cfg.checkpoint_every == 0 or progress.step == cfg.steps:
+                    self.save()
+                if on_step is not None:
+                    rate = (progress.step - first) / (time.perf_counter() - begun)
+                    on_step(Tick(progress.step, cfg.steps, loss, rate * tokens_per_step,
+                                 (cfg.steps - progress.step) / rate))  # fmt: skip
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        if val_loss != val_loss:  # resumed at the very end
+            val_loss = evaluate(self.step_model, self.val, self.context())
+        return self.finish(val_loss, tokens_per_step)
+
+    def evaluate(self) -> float:
+        """Validation loss and, where asked, the casts' clipped and flushed shares, as metric rows."""
+        loss = evaluate(self.step_model, self.val, self.context())
+        self.metrics.append({"kind": "eval", "step": self.progress.step, "val_loss": loss})
+        self.timing.append({"step": self.progress.step, "seconds": self.progress.seconds})
+        if self.config.numerics.log_casts:
+            ids, targets = self.val[0]
+            for row in numerics.cast_stats(self.model, lambda: self.model(ids, targets)):
+                self.metrics.append({"kind": "cast", "step": self.progress.step, **row})
+        return loss
+
+    def refuse(self, step: int, loss: float, norm: float) -> None:
+        """A non-finite step: stop with the first bad tensor named, or leave the update out and count."""
+        cfg = self.config.train
+        self.progress.skipped += 1
+        self.progress.in_a_row += 1
+        if cfg.on_non_finite == "skip" and self.progress.in_a_row <= cfg.max_skips:
+            return
+        ids, targets = (torch.from_numpy(part).to(self.device) for part in self.stream.batch(step))
+        culprit = first_bad(self.model, lambda: self.model(ids, targets))
+        many = f" ({self.progress.in_a_row} steps in a row)" if cfg.on_non_finite == "skip" else ""
+        raise NonFiniteError(
+            f"step {step}: loss {loss}, gradient norm {norm}{many}", key=culprit, place=str(self.out),
+            hint="a lower hps.lr, or train.on_non_finite=skip; the last checkpoint is untouched",
+        )  # fmt: skip
+
+    def finish(self, val_loss: float, tokens_per_step: int) -> RunResult:
+        """Write and return the result."""
+        progress = self.progress
+        result = RunResult(
+            out=self.out, val_loss=val_loss, train_loss=sum(self.recent) / max(1, len(self.recent)),
+            steps=progress.step, tokens=progress.step * tokens_per_step, skipped=progress.skipped,
+            clipped=progress.clipped, seconds=progress.seconds, backend=numerics.summary(self.model).backend,
+            parameters=sum(p.numel() for p in self.parameters),
+        )  # fmt: skip
+        atomic_write(self.out / "result.json", json.dumps({**asdict(result), "out": str(self.out)}, indent=1))
+        return result

@@ -1,0 +1,54 @@
+"""A config into a model, its plan and its optimiser. The only place that knows which model a config means."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from isoscale.config import RunConfig, Scale
+from isoscale.models import Decoder, DecoderConfig
+from isoscale.planning import Plan, plan
+from isoscale.rules import by_name
+
+
+def decoder_config(config: RunConfig, vocab: int) -> DecoderConfig:
+    """The decoder's shape, with the ops (unit-scaled or plain) that the parametrisation needs."""
+    model = config.model
+    return DecoderConfig(
+        vocab=vocab, width=model.width, depth=model.depth, head_size=model.head_size, kv_heads=model.kv_heads,
+        ffn_ratio=model.ffn_ratio, qk_norm=model.qk_norm, norm=model.norm, tied=model.tied, dropout=model.dropout,
+        scaling="unit" if by_name(config.rules.parametrisation).unit else "plain",
+    )  # fmt: skip
+
+
+def make_plan(config: RunConfig, model: nn.Module) -> Plan:
+    """The plan of a config for its model (on any device, meta included)."""
+    base = config.base
+    batch_tokens = config.train.batch * config.data.seq_len
+    return plan(
+        model,
+        config.rules.parametrisation,
+        base=Scale(width=base.width, depth=base.depth) if base.width or base.depth else None,
+        target=Scale(batch_tokens=batch_tokens, tokens=batch_tokens * config.train.steps),
+        hps=config.hps.model_dump(),
+        recipe=config.numerics.recipe,
+        decay=config.rules.decay,
+        embedding_lr=config.rules.embedding_lr,
+    )
+
+
+def meta_plan(config: RunConfig, vocab: int = 256) -> Plan:
+    """The plan without allocating a weight."""
+    with torch.device("meta"):
+        model = Decoder(decoder_config(config, vocab))
+    return make_plan(config, model)
+
+
+def build(config: RunConfig, vocab: int, device: torch.device) -> tuple[Decoder, Plan]:
+    """The initialised model on `device`, and its plan."""
+    with torch.device("meta"):
+        model = Decoder(decoder_config(config, vocab))
+    made = make_plan(config, model)
+    model.to_empty(device=device)
+    made.apply(model, seed=config.seed)
+    return model, made
