@@ -1,1 +1,27 @@
-""""""
+"""Unit-scaled ops and modules on one device. `functional` holds the ops, the other modules their parts."""
+
+from isoscale.nn import constraints, factors, functional, scale
+from isoscale.nn.activations import GELU, CrossEntropyLoss, Dropout, MSELoss, SiLU, Softmax
+from isoscale.nn.factors import Factors
+from isoscale.nn.modules import Conv1d, Conv2d, Embedding, LayerNorm, Linear, LinearReadout, RMSNorm
+
+__all__ = [
+    "GELU",
+    "Conv1d",
+    "Conv2d",
+    "CrossEntropyLoss",
+    "Dropout",
+    "Embedding",
+    "Factors",
+    "LayerNorm",
+    "Linear",
+    "LinearReadout",
+    "MSELoss",
+    "RMSNorm",
+    "SiLU",
+    "Softmax",
+    "constraints",
+    "factors",
+    "functional",
+    "scale",
+]
