@@ -70,8 +70,8 @@ class CastLinear(nn.Module):
 
     def __init__(self, inner: nn.Module, formats: Formats, backend: str) -> None:
         super().__init__()
-        self.weight: nn.Parameter = inner.weight  # type: ignore[assignment]
-        self.bias: nn.Parameter | None = inner.bias  # type: ignore[assignment]
+        self.weight: nn.Parameter | None = getattr(inner, "weight", None)  # a tied readout has none of its own
+        self.bias: nn.Parameter | None = getattr(inner, "bias", None)
         self.formats, self.backend = formats, backend
         self.recorder: Recorder | None = None
         self.multiplier: float = getattr(inner, "multiplier", 1.0)
@@ -89,9 +89,9 @@ class CastLinear(nn.Module):
 
     def forward(
         self, x: Tensor, *, pending: float = 1.0, skip: Tensor | None = None, branch_scale: float = 1.0,
-        skip_scale: float = 1.0, tokens: int | None = None,
+        skip_scale: float = 1.0, tokens: int | None = None, weight: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """As `isoscale.nn.Linear.forward`: x [..., in] -> [..., out]."""
+        """As `isoscale.nn.Linear.forward`: x [..., in] -> [..., out]; `weight` stands in for a tied readout's."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if pending != 1.0:
@@ -99,7 +99,11 @@ class CastLinear(nn.Module):
         count = tokens if tokens is not None else x.numel() // max(1, x.shape[-1])
         told = self.factors(count)
         scales = (told.forward, told.input_grad, told.weight_grad) if told is not None else (1.0, 1.0, 1.0)
-        weight = self.weight.to(x.dtype)
+        if self.multiplier != 1.0:
+            scales = (scales[0] * self.multiplier, scales[1] * self.multiplier, scales[2] * self.multiplier)
+        used = self.weight if weight is None else weight
+        assert used is not None
+        weight = used.to(x.dtype)
         if self.recorder is not None:
             self.recorder("weight", self.formats.weight, weight)
             self.recorder("input", self.formats.input, x)
@@ -114,7 +118,7 @@ class CastLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Formats and backend, so that `print(model)` shows what runs."""
-        shape = f"{self.weight.shape[1]} -> {self.weight.shape[0]}"
+        shape = f"{self.weight.shape[1]} -> {self.weight.shape[0]}" if self.weight is not None else "tied"
         casts = f"w {self.formats.weight}, x {self.formats.input}, g {self.formats.grad}"
         return f"{self.kind} {shape}, {casts}, {self.backend}"
 

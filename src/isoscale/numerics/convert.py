@@ -63,7 +63,7 @@ def convert(model: M, recipe: str | Recipe, *, plan: Plan | None = None, backend
         raise PlanError("the model has no linear layer to cast", key="model", value=type(model).__name__)
     for path, module in leaves:
         name = normalise(path)
-        if plan is not None:
+        if plan is not None and getattr(module, "weight", None) is not None:
             formats = plan.row(f"{name}.weight").formats
         else:
             layer = recipe.formats(name)
