@@ -10,20 +10,21 @@ or a probe the residual add runs unfolded, with equal results up to rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import torch
 import torch.nn.functional as torch_f
 from torch import Tensor, nn
 
 from isoscale._base.errors import ConfigError, did_you_mean
 from isoscale.nn import functional as F
-from isoscale.nn.attention import raw_attention, sdpa_factor
+from isoscale.nn.attention import causal_scores, raw_attention, sdpa_factor
 from isoscale.nn.factors import residual_scales, silu_glu_factor, transformer_residual_rule
+from isoscale.nn.linear import Embedding, Linear, LinearReadout, Scaling
 from isoscale.nn.losses import loss_rows
-from isoscale.nn.modules import Embedding, Linear, LinearReadout, RMSNorm, Scaling
+from isoscale.nn.modules import RMSNorm
 from isoscale.nn.scale import residual_blend, times
 
 Probe = Callable[[str, str, Tensor, float], None]
@@ -77,40 +78,30 @@ class DecoderConfig:
     alpha_loss: float = 1.0
 
     def __post_init__(self) -> None:
-        for key in ("vocab", "width", "depth", "head_size", "kv_heads"):
+        for key, least in (("vocab", 2), ("width", 1), ("depth", 1), ("head_size", 1), ("kv_heads", 1)):
             size = getattr(self, key)
-            if key == "kv_heads" and size is None:
-                continue
-            least = 2 if key == "vocab" else 1
-            if not isinstance(size, int) or isinstance(size, bool) or size < least:
+            if size is not None and (type(size) is not int or size < least):
                 raise ConfigError(f"{key} must be a whole number of at least {least}", key=key, value=size)
         for key in ("ffn_ratio", "norm_eps", "alpha_attn", "alpha_ffn_act", "alpha_loss"):
-            _check_number(key, getattr(self, key), least=0, open_end=True)
-        for key in ("alpha_res", "alpha_res_attn_ratio"):
-            _check_number(key, getattr(self, key), least=0, open_end=False)
+            if not 0 < getattr(self, key) < math.inf:
+                raise ConfigError(f"{key} must be a finite number > 0", key=key, value=getattr(self, key))
         if not 0 <= self.dropout < 1:
             raise ConfigError("dropout must be in [0, 1)", key="dropout", value=self.dropout)
         for key, choices in (("norm", ("plain", "trainable")), ("scaling", ("unit", "plain"))):
-            if getattr(self, key) not in choices:
-                value = getattr(self, key)
+            value = getattr(self, key)
+            if value not in choices:
                 raise ConfigError(f"unknown {key}", key=key, value=value, hint=did_you_mean(str(value), choices))
+        transformer_residual_rule(self.alpha_res, self.alpha_res_attn_ratio)  # refuses bad values of its own
         if self.head_size % 2:
             raise ConfigError("rotary positions need an even head size", key="head_size", value=self.head_size)
         if self.width % self.head_size:
-            raise ConfigError(
-                "width must be a multiple of head_size",
-                key="width",
-                value=self.width,
-                hint=f"{max(1, round(self.width / self.head_size)) * self.head_size} fits head_size {self.head_size}",
-            )
+            near = max(1, round(self.width / self.head_size)) * self.head_size
+            hint = f"{near} fits head_size {self.head_size}"
+            raise ConfigError("width must be a multiple of head_size", key="width", value=self.width, hint=hint)
         if self.heads % self.groups:
-            fits = [count for count in range(1, self.heads + 1) if self.heads % count == 0]
-            raise ConfigError(
-                f"kv_heads must divide the {self.heads} heads",
-                key="kv_heads",
-                value=self.kv_heads,
-                hint=f"one of {fits}",
-            )
+            hint = f"one of {[count for count in range(1, self.heads + 1) if self.heads % count == 0]}"
+            message = f"kv_heads must divide the {self.heads} heads"
+            raise ConfigError(message, key="kv_heads", value=self.kv_heads, hint=hint)
 
     @property
     def heads(self) -> int:
@@ -128,11 +119,16 @@ class DecoderConfig:
         return max(1, round(self.ffn_ratio * self.width))
 
 
-def _check_number(key: str, value: float, least: float, open_end: bool) -> None:
-    good = (value > least if open_end else value >= least) and value != float("inf")
-    if not good:
-        sign = ">" if open_end else ">="
-        raise ConfigError(f"{key} must be a finite number {sign} {least}", key=key, value=value)
+class _Pass(NamedTuple):
+    """What every block of one forward pass needs."""
+
+    rope: tuple[Tensor, Tensor]
+    tokens: int | None
+    probe: Probe | None
+
+    def see(self, path: str, port: str, value: Tensor, factor: float = 1.0) -> None:
+        if self.probe is not None:
+            self.probe(path, port, value, factor)
 
 
 class Attention(nn.Module):
@@ -150,40 +146,27 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(size, config.norm_eps, affine, scaling=scaling)
             self.k_norm = RMSNorm(size, config.norm_eps, affine, scaling=scaling)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], tokens: int | None, probe: Probe | None, path: str
-    ) -> tuple[Tensor, float]:
+    def forward(self, x: Tensor, run: _Pass, path: str) -> tuple[Tensor, float]:
         """The attention output before `out`, `[batch, length, width]`, and its pending factor."""
         config, (batch, length, _) = self.config, x.shape
-        qkv = self.qkv(x, tokens=tokens)
-        if probe is not None:
-            probe(f"{path}.qkv", "out", qkv, 1.0)
+        qkv = self.qkv(x, tokens=run.tokens)
+        run.see(f"{path}.qkv", "out", qkv)
         heads = qkv.view(batch, length, -1, config.head_size).transpose(1, 2)
         q, k, v = heads.split((config.heads, config.groups, config.groups), 1)
         if config.qk_norm:
-            q = self.q_norm(q, tokens=tokens and tokens * config.heads)
-            k = self.k_norm(k, tokens=tokens and tokens * config.groups)
-        cos, sin = rope[0].to(q.dtype), rope[1].to(q.dtype)
+            q = self.q_norm(q, tokens=run.tokens and run.tokens * config.heads)
+            k = self.k_norm(k, tokens=run.tokens and run.tokens * config.groups)
+        cos, sin = run.rope[0].to(q.dtype), run.rope[1].to(q.dtype)
         q, k = F.apply_rope(q, cos, sin), F.apply_rope(k, cos, sin)
-        if probe is not None:
-            probe(path, "logits", causal_scores(q, k), self.logit_scale)
+        if run.probe is not None:
+            run.probe(path, "logits", causal_scores(q, k), self.logit_scale)
         p = config.dropout if self.training else 0.0
         out = raw_attention(q, k, v, scale=self.logit_scale, is_causal=True, dropout_p=p)
-        factor = 1.0
-        if config.scaling == "unit":
-            factor = sdpa_factor(q, k, scale=self.logit_scale, is_causal=True, dropout_p=p)
+        unit = config.scaling == "unit"
+        factor = sdpa_factor(q, k, scale=self.logit_scale, is_causal=True, dropout_p=p) if unit else 1.0
         out = out.transpose(1, 2).reshape(batch, length, -1)
-        if probe is not None:
-            probe(path, "out", out, factor)
+        run.see(path, "out", out, factor)
         return out, factor
-
-
-def causal_scores(q: Tensor, k: Tensor) -> Tensor:
-    """All q.k that a causal mask lets through, `[batch, heads, length * (length + 1) / 2]`, without a gradient."""
-    with torch.no_grad():
-        scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2)
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-        return scores[..., seen]
 
 
 class MLP(nn.Module):
@@ -199,15 +182,14 @@ class MLP(nn.Module):
         self.gate_up = Linear(width, 2 * hidden, constraint=None, grad_fan_out=hidden, scaling=scaling)
         self.down = Linear(hidden, width, constraint=None, scaling=scaling)
 
-    def forward(self, x: Tensor, tokens: int | None, probe: Probe | None, path: str) -> tuple[Tensor, float]:
+    def forward(self, x: Tensor, run: _Pass, path: str) -> tuple[Tensor, float]:
         """The gated activation before `down`, `[..., hidden]`, and its pending factor."""
-        both = self.gate_up(x, tokens=tokens)
+        both = self.gate_up(x, tokens=run.tokens)
+        run.see(f"{path}.gate_up", "out", both)
         gate, up = both.chunk(2, -1)
         active = torch_f.silu(times(gate, self.act_mult)) * up
         factor = (silu_glu_factor(self.act_mult) if self.scaling == "unit" else 1.0) / self.act_mult
-        if probe is not None:
-            probe(f"{path}.gate_up", "out", both, 1.0)
-            probe(path, "act", active, factor)
+        run.see(path, "act", active, factor)
         return active, factor
 
 
@@ -218,60 +200,37 @@ class Block(nn.Module):
         super().__init__()
         self.config, self.unit = config, config.scaling == "unit"
         rule = transformer_residual_rule(config.alpha_res, config.alpha_res_attn_ratio)
-        self.attn_tau, self.mlp_tau = (
-            rule(2 * index + step, 2 * config.depth) if self.unit else 1.0 for step in (0, 1)
-        )
+        taus = [rule(2 * index + step, 2 * config.depth) for step in (0, 1)]
+        self.attn_tau, self.mlp_tau = taus if self.unit else (1.0, 1.0)
         affine = config.norm == "trainable"
         self.attn_norm = RMSNorm(config.width, config.norm_eps, affine, scaling=config.scaling)
         self.attn = Attention(config)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps, affine, scaling=config.scaling)
         self.mlp = MLP(config)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], tokens: int | None, probe: Probe | None, path: str
-    ) -> Tensor:
+    def forward(self, x: Tensor, run: _Pass, path: str) -> Tensor:
         """`[batch, length, width]` to the same."""
-        scales = residual_scales(self.attn_tau) if self.unit else (self.attn_tau, 1.0)
-        h, skip = self.attn_norm.split(x, branch_scale=scales[0], skip_scale=scales[1], tokens=tokens)
-        if probe is not None:
-            probe(f"{path}.attn_norm", "out", h, 1.0)
-        h, pending = self.attn(h, rope, tokens, probe, f"{path}.attn")
-        x = self._close(self.attn.out, h, pending, skip, scales, tokens, probe, path, "attn")
+        x = self._branch(x, run, path, "attn", self.attn_tau, self.attn_norm, self.attn, "out")
+        return self._branch(x, run, path, "mlp", self.mlp_tau, self.mlp_norm, self.mlp, "down")
 
-        scales = residual_scales(self.mlp_tau) if self.unit else (self.mlp_tau, 1.0)
-        h, skip = self.mlp_norm.split(x, branch_scale=scales[0], skip_scale=scales[1], tokens=tokens)
-        if probe is not None:
-            probe(f"{path}.mlp_norm", "out", h, 1.0)
-        h, pending = self.mlp(h, tokens, probe, f"{path}.mlp")
-        return self._close(self.mlp.down, h, pending, skip, scales, tokens, probe, path, "mlp")
-
-    def _close(
-        self,
-        linear: Linear,
-        h: Tensor,
-        pending: float,
-        skip: Tensor,
-        scales: tuple[float, float],
-        tokens: int | None,
-        probe: Probe | None,
-        path: str,
-        name: str,
+    def _branch(
+        self, x: Tensor, run: _Pass, path: str, name: str, tau: float, norm: RMSNorm, body: nn.Module, last: str
     ) -> Tensor:
-        """Last linear of a branch and the residual add, in one GEMM unless someone has to see or drop the branch."""
+        """Norm, body, last linear, residual add; the last two in one GEMM unless the branch is looked at or dropped."""
+        a, b = residual_scales(tau) if self.unit else (tau, 1.0)
+        h, skip = norm.split(x, branch_scale=a, skip_scale=b, tokens=run.tokens)
+        run.see(f"{path}.{name}_norm", "out", h)
+        h, pending = body(h, run, f"{path}.{name}")
+        linear: Callable[..., Tensor] = getattr(body, last)
         drop = self.config.dropout if self.training else 0.0
-        if probe is None and drop == 0:
-            folded: Tensor = linear(
-                h, pending=pending, skip=skip, branch_scale=scales[0], skip_scale=scales[1], tokens=tokens
-            )
-            return folded
-        branch = linear(h, pending=pending, tokens=tokens)
-        if probe is not None:
-            probe(f"{path}.attn.out" if name == "attn" else f"{path}.mlp.down", "out", branch, 1.0)
+        if run.probe is None and drop == 0:
+            return linear(h, pending=pending, skip=skip, branch_scale=a, skip_scale=b, tokens=run.tokens)
+        branch = linear(h, pending=pending, tokens=run.tokens)
+        run.see(f"{path}.{name}.{last}", "out", branch)
         if drop:
             branch = F.dropout(branch, drop) if self.unit else torch_f.dropout(branch, drop)
-        x = residual_blend(branch, skip, *scales) if self.unit else skip + times(branch, scales[0])
-        if probe is not None:
-            probe(path, f"{name}_residual", x, 1.0)
+        x = residual_blend(branch, skip, a, b) if self.unit else skip + times(branch, a)
+        run.see(path, f"{name}_residual", x)
         return x
 
 
@@ -290,8 +249,9 @@ class Decoder(nn.Module):
     def reset_parameters(self) -> None:
         """Draw every parameter anew, e.g. after `to_empty`."""
         for module in self.modules():
-            if module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None and module is not self:
+                reset()
 
     def forward(
         self, ids: Tensor, targets: Tensor | None = None, *, tokens: int | None = None, probe: Probe | None = None
@@ -308,24 +268,19 @@ class Decoder(nn.Module):
         Returns:
             Logits `[batch, length, vocab]`, or with targets the loss in mean nats per counted token.
         """
-        config = self.config
+        run = _Pass(F.rope_tables(ids.shape[1], self.config.head_size, ids.device), tokens, probe)
         x = self.embed(ids, tokens=tokens)
-        if probe is not None:
-            probe("embed", "out", x, 1.0)
-        rope = F.rope_tables(ids.shape[1], config.head_size, ids.device)
+        run.see("embed", "out", x)
         for index, block in enumerate(self.blocks):
-            x = block(x, rope, tokens, probe, f"blocks.{index}")
+            x = block(x, run, f"blocks.{index}")
         x = self.norm(x, tokens=tokens)
-        if probe is not None:
-            probe("norm", "out", x, 1.0)
-        logits: Tensor = self.head(x, tokens=tokens, weight=self.embed.weight if config.tied else None)
-        if probe is not None:
-            probe("head", "out", logits, 1.0)
+        run.see("norm", "out", x)
+        logits: Tensor = self.head(x, tokens=tokens, weight=self.embed.weight if self.config.tied else None)
+        run.see("head", "out", logits)
         if targets is None:
             return logits
-        if probe is not None:
-            probe("", "loss_logits", logits, self.loss_mult)
-        if config.scaling == "unit":
+        run.see("", "loss_logits", logits, self.loss_mult)
+        if self.config.scaling == "unit":
             return F.cross_entropy(logits, targets, mult=self.loss_mult)
         return torch_f.cross_entropy(*loss_rows(times(logits, self.loss_mult), targets))
 
@@ -347,6 +302,5 @@ class Decoder(nn.Module):
                 Site(f"{at}.mlp.down", "out", "branch", None),
                 Site(at, "mlp_residual", "residual_ffn", "mlp_tau", 2 * i + 1),
             ]
-        found.append(Site("norm", "out", "norm", None))
-        found.append(Site("head", "out", "readout", "multiplier"))
+        found += [Site("norm", "out", "norm", None), Site("head", "out", "readout", "multiplier")]
         return (*found, Site("", "loss_logits", "loss_logits", "loss_mult"))

@@ -3,7 +3,8 @@
 from isoscale.nn import constraints, factors, functional, scale
 from isoscale.nn.activations import GELU, CrossEntropyLoss, Dropout, MSELoss, SiLU, Softmax
 from isoscale.nn.factors import Factors
-from isoscale.nn.modules import Conv1d, Conv2d, Embedding, LayerNorm, Linear, LinearReadout, RMSNorm
+from isoscale.nn.linear import Embedding, Linear, LinearReadout
+from isoscale.nn.modules import Conv1d, Conv2d, LayerNorm, RMSNorm
 
 __all__ = [
     "GELU",

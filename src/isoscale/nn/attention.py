@@ -58,6 +58,21 @@ def raw_attention(
     return torch_f.dropout(logits.softmax(-1), dropout_p, dropout_p > 0) @ v
 
 
+def causal_scores(q: Tensor, k: Tensor) -> Tensor:
+    """All q.k that a causal mask lets through, for looking at: no gradient, no scale.
+
+    Args:
+        q: `[batch, heads, length, head_size]`.
+        k: `[batch, kv_heads, length, head_size]`.
+
+    Returns:
+        `[batch, heads, length * (length + 1) / 2]`.
+    """
+    with torch.no_grad():
+        scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2)
+        return scores[..., torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()]
+
+
 def scaled_dot_product_attention(
     q: Tensor,
     k: Tensor,

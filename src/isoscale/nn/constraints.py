@@ -15,12 +15,18 @@ from types import MappingProxyType
 from isoscale._base.errors import ConfigError, did_you_mean
 
 
+def float_power(base: float, exponent: float) -> float:
+    """`base ** exponent`, typed as the (possibly symbolic) float it is."""
+    power: float = base**exponent
+    return power
+
+
 def gmean(*factors: float) -> float:
     """Geometric mean."""
     product = 1.0
     for factor in factors:
         product = product * factor
-    return product ** (1 / len(factors))
+    return float_power(product, 1 / len(factors))
 
 
 def hmean(*factors: float) -> float:

@@ -62,7 +62,7 @@ def _conv(
     x, weight = scale_bwd(x, backward / forward), scale_bwd(weight, factor / forward)
     bias = None if bias is None else scale_bwd(bias, factor / forward)
     op = torch_f.conv1d if dims == 1 else torch_f.conv2d
-    out = op(x, weight, bias, steps, padding, spread, groups)  # type: ignore[arg-type]
+    out = op(x, weight, bias, steps, padding, spread, groups)
     both = forward
     return scale(out, both, both)
 

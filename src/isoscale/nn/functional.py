@@ -168,8 +168,8 @@ def add(left: Tensor | float, right: Tensor | float, constraint: str | None = "t
     Under `constraint=None` the gradient of a broadcast operand gets `count^-1/2`, the count being its copies.
     """
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
-        return torch.add(left, right)  # type: ignore[call-overload,no-any-return]
-    shape = torch.broadcast_shapes(left.shape, right.shape)
+        return torch.add(left, right)
+    shape = torch.broadcast_shapes(left.shape, right.shape)  # type: ignore[no-untyped-call]
     total = math.prod(shape)
     single = left.numel() == 1 or right.numel() == 1
     grads = ((total // operand.numel()) ** -0.5 if operand.numel() else 1.0 for operand in (left, right))

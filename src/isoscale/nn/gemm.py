@@ -104,7 +104,7 @@ class _LinearJvp(_Linear):
     def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, db: Tensor | None, dskip: Tensor | None, *_: Any) -> Tensor:
         x, weight = ctx.saved_tensors
         alpha, bias_scale, beta, _, _ = ctx.factors
-        out = x.new_zeros((*x.shape[:-1], weight.shape[0]))
+        out: Tensor = x.new_zeros((*x.shape[:-1], weight.shape[0]))
         if dx is not None:
             out = out + alpha * (dx @ weight.t())
         if dw is not None:

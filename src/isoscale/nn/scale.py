@@ -20,7 +20,7 @@ Factor = float | Tensor
 
 def is_one(factor: Factor) -> bool:
     """Whether `factor` is the Python number 1. Symbolic and tensor factors are not asked: that would specialise."""
-    return type(factor) in (int, float) and factor == 1
+    return type(factor) in (int, float) and bool(factor == 1)
 
 
 def times(x: Tensor, factor: Factor) -> Tensor:
