@@ -71,7 +71,9 @@ def run_cells(name: str, cells: Sequence[Cell], workers: int = 1) -> None:
     print(f"{name}: {len(cells)} cells, {len(cells) - len(todo)} done, {len(todo)} to run", flush=True)
     if not todo:
         return
-    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    # glibc gives freed pages back at once by default; keeping them saves a fifth of a step at width 128 and up.
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="2000000000",
+                      MALLOC_TRIM_THRESHOLD_="2000000000")  # fmt: skip
     DATA.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     with mp.get_context("spawn").Pool(workers) as pool, (DATA / f"{name}.jsonl").open("a") as log:

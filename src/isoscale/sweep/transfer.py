@@ -1,0 +1,77 @@
+"""From a finished sweep to a bigger model: the winner's hyperparameters in base units, unchanged, and what they become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from isoscale._base.errors import ConfigError
+from isoscale.config import RunConfig
+from isoscale.planning import Change
+from isoscale.rules import by_name
+from isoscale.sweep.result import SweepResult, load
+from isoscale.train.setup import meta_plan
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A transfer.
+
+    Args:
+        hps: what was carried over, in base units.
+        proxy: config of the winner at proxy size.
+        target: the config to train.
+        changes: the plan diff proxy -> target: what every tensor gets instead.
+        warnings: what may spoil the transfer, in words.
+    """
+
+    hps: Mapping[str, float]
+    proxy: RunConfig
+    target: RunConfig
+    changes: tuple[Change, ...]
+    warnings: tuple[str, ...]
+
+
+def transfer(source: Path | str | SweepResult, vocab: int = 256, **values: object) -> Transfer:
+    """Carry a sweep's winner to a target.
+
+    Args:
+        source: a sweep folder or its loaded result.
+        vocab: of the corpus.
+        values: dotted config keys of the target, e.g. `**{"model.width": 256, "numerics.recipe": "fp8"}`.
+
+    Raises:
+        ConfigError: the target is the proxy itself, or its values do not fit.
+        CheckpointError: no finished sweep there.
+    """
+    result = source if isinstance(source, SweepResult) else load(source)
+    carried: dict[str, object] = {f"hps.{name}": value for name, value in result.best.items()}
+    proxy = result.config.with_values(**carried)
+    if not values:
+        raise ConfigError("a transfer needs a target that differs from the proxy", key="--set",
+                          hint="--width 256, or --set model.width=256")
+    needs_base = by_name(proxy.rules.parametrisation).needs_base
+    base: dict[str, object] = {}
+    if needs_base and proxy.base.width is None:
+        base = {"base.width": proxy.model.width, "base.depth": proxy.model.depth}
+    target = proxy.with_values(**base, **values)
+    changes = meta_plan(proxy.with_values(**base), vocab).diff(meta_plan(target, vocab))
+    return Transfer(dict(result.best), proxy, target, changes, tuple(_warnings(result, target)))
+
+
+def _warnings(result: SweepResult, target: RunConfig) -> list[str]:
+    out = []
+    proxy = result.config
+    if result.edge:
+        out.append(f"the best LR {result.best['lr']:g} is at an end of the values tried: the optimum may lie outside")
+    if proxy.rules.parametrisation.startswith("sp") and target.model.width != proxy.model.width:
+        out.append("under SP the optimum moves with width: expect the carried LR to be too high for a wider model")
+    if proxy.model.width < 64:
+        out.append(f"a proxy of width {proxy.model.width} is below the sizes at which transfer is reliable (64 and up)")
+    if proxy.model.norm == "trainable" and proxy.rules.parametrisation == "u-mup":
+        out.append("u-muP's transfer was shown with non-parametric norms (model.norm = plain)")
+    tokens = [c.train.steps * c.train.batch * c.data.seq_len for c in (proxy, target)]
+    if tokens[0] != tokens[1]:
+        out.append(f"the token count differs ({tokens[0]:,} -> {tokens[1]:,}): u-muP has no rule for duration")
+    return out
