@@ -22,6 +22,7 @@ from torch import Tensor
 from isoscale._base.errors import ConfigError
 from isoscale.formats.element import ElementFormat, by_name
 
+torch.utils._pytree.register_constant(ElementFormat)
 _LAYOUT = {False: (torch.float32, torch.int32, 23, 127), True: (torch.float64, torch.int64, 52, 1023)}
 _MANTISSA = {torch.float16: 10, torch.bfloat16: 7, torch.float32: 23, torch.float64: 52}
 
@@ -33,12 +34,18 @@ def _checked(x: Tensor, fmt: ElementFormat | str) -> ElementFormat:
     return by_name(fmt) if isinstance(fmt, str) else fmt
 
 
-def _bound(fmt: ElementFormat, dtype: torch.dtype) -> float:
-    """The largest value that both the format and `dtype` hold."""
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constants(fmt: ElementFormat, dtype: torch.dtype) -> tuple[float, float, int, int]:
+    """Largest value of the format; largest that `dtype` holds too; smallest exponent; mantissa bits.
+
+    One call that the compiler folds, so that no property of a format becomes a symbol of the graph. Being registered
+    as a constant, a format is guarded by equality: another one recompiles.
+    """
     top = min(fmt.max, torch.finfo(dtype).max)
     fraction, exponent = math.frexp(top)
     scale = 1 << (min(fmt.mantissa_bits, _MANTISSA[dtype]) + 1)
-    return math.ldexp(math.floor(fraction * scale), exponent) / scale
+    bound = math.ldexp(math.floor(fraction * scale), exponent) / scale
+    return fmt.max, bound, fmt.emin, fmt.mantissa_bits
 
 
 def _round(x: Tensor, bound: float, emin: int, mantissa_bits: int) -> Tensor:
@@ -101,7 +108,7 @@ def fake_cast(x: Tensor, fmt: ElementFormat | str) -> Tensor:
     """
     fmt = _checked(x, fmt)
     rule = _StraightThrough if torch.compiler.is_compiling() else _StraightThroughForward
-    result: Tensor = rule.apply(x, _bound(fmt, x.dtype), fmt.emin, fmt.mantissa_bits)  # type: ignore[no-untyped-call]
+    result: Tensor = rule.apply(x, *_constants(fmt, x.dtype)[1:])  # type: ignore[no-untyped-call]
     return result
 
 
@@ -118,9 +125,10 @@ def saturating_cast(x: Tensor, fmt: ElementFormat | str) -> Tensor:
     if not isinstance(dtype, torch.dtype):
         raise ConfigError("torch has no dtype for this format", key="format", value=fmt.name, hint="use fake_cast")
     x = x.detach()
-    if torch.finfo(x.dtype).max < fmt.max or _MANTISSA[x.dtype] < fmt.mantissa_bits:
-        x = x.to(torch.float32)  # exact, and as wide as any format here
-    return _round(x, _bound(fmt, x.dtype), fmt.emin, fmt.mantissa_bits).to(dtype)
+    top, bound, _, mantissa_bits = _constants(fmt, x.dtype)
+    if bound < top or _MANTISSA[x.dtype] < mantissa_bits:
+        x = x.to(torch.float32)  # exact, and as wide as any format that torch has
+    return _round(x, *_constants(fmt, x.dtype)[1:]).to(dtype)
 
 
 def cast_stats(x: Tensor, fmt: ElementFormat | str) -> tuple[Tensor, Tensor]:
@@ -134,8 +142,9 @@ def cast_stats(x: Tensor, fmt: ElementFormat | str) -> tuple[Tensor, Tensor]:
     """
     fmt = _checked(x, fmt)
     x = x.detach()
+    top, *rule = _constants(fmt, x.dtype)
     wide = x if x.dtype == torch.float64 else x.to(torch.float32)
     count = max(x.numel(), 1)
-    clipped = (wide.abs() > fmt.max).sum()
-    flushed = ((x != 0) & (_round(x, _bound(fmt, x.dtype), fmt.emin, fmt.mantissa_bits) == 0)).sum()
+    clipped = (wide.abs() > top).sum()
+    flushed = ((x != 0) & (_round(x, *rule) == 0)).sum()
     return clipped.to(torch.float32) / count, flushed.to(torch.float32) / count
