@@ -24,7 +24,16 @@ import torch
 from torch import Tensor
 
 from isoscale._base.errors import CheckpointError
-from isoscale._base.files import atomic_dir, candidates, read_json, remove_tree, sha256, sweep_temps, write_synced
+from isoscale._base.files import (
+    atomic_dir,
+    candidates,
+    read_json,
+    remove_tree,
+    sha256,
+    storage_errors,
+    sweep_temps,
+    write_synced,
+)
 
 FORMAT = 1
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "plan.json")
@@ -105,7 +114,8 @@ def save(
         for name, data in zip(FILES, contents):
             write_synced(temp / name, data)
         write_synced(temp / "manifest.json", _seal(body))
-    _prune(folder, step, keep)
+    with storage_errors(folder):
+        _prune(folder, step, keep)
     return target
 
 
@@ -178,11 +188,12 @@ def _load(path: Path, device: str | torch.device, skipped: tuple[tuple[Path, str
     manifest = verify(path)
     tensors = {}
     for part in ("model", "optimizer"):
+        file = path / f"{part}.safetensors"
         try:
-            found = safetensors.torch.load_file(path / f"{part}.safetensors", device=str(device))
-        except (safetensors.SafetensorError, ValueError, KeyError, OSError) as error:
-            raise CheckpointError(f"cannot read tensors: {error}", key="file", place=str(path / part)) from error
-        found.update({alias: found[name] for alias, name in manifest["aliases"][part].items()})
+            found = safetensors.torch.load_file(file, device=str(device))
+            found.update({alias: found[name] for alias, name in manifest["aliases"][part].items()})
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise CheckpointError(f"cannot read tensors: {error}", key="file", place=str(file)) from error
         tensors[part] = found
     state = read_json(path / "state.json")
     if not isinstance(state, dict):
