@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-import click
 import typer
 
 from isoscale._base.errors import IsoscaleError, ManyErrors
@@ -23,6 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+
+
+_UsageError = typer.BadParameter.__mro__[1]  # typer carries its own click in newer versions
+_ClickError = _UsageError.__mro__[1]
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -49,12 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = app(words, standalone_mode=False, prog_name="isoscale")
         code = result if isinstance(result, int) else 0
-    except click.exceptions.Exit as end:
+    except typer.Exit as end:
         code = end.exit_code
-    except click.UsageError as error:
-        error.show()
+    except _ClickError as error:  # type: ignore[misc]
+        error.show()  # type: ignore[attr-defined]
         code = 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("\ninterrupted; what was finished is saved (--resume continues)", file=sys.stderr)
         code = 130
     except IsoscaleError as error:

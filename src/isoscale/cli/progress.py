@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from isoscale.train import Tick
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -25,11 +25,15 @@ def training_bar(title: str, quiet: bool) -> Iterator[Callable[[Tick], None] | N
         return
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
                TextColumn("{task.fields[info]}"))  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=None, info="")
+    progress = Progress(*columns, console=Console(stderr=True))
+    task = progress.add_task(title, total=None, info="")
+    try:
 
         def update(tick: Tick) -> None:
-            info = f"loss {tick.loss:.3f}  {tick.tokens_per_second / 1000:.1f}k tok/s  {_clock(tick.seconds_left)} left"
+            progress.start()  # not before the first step: a refusal should stand alone on the screen
+            info = f"loss {tick.loss:.3f}  {tick.tokens_per_second / 1000:.1f}k tok/s  {clock(tick.seconds_left)} left"
             progress.update(task, total=tick.steps, completed=tick.step, info=info)
 
         yield update
+    finally:
+        progress.stop()

@@ -1,0 +1,28 @@
+"""isoscale report: one static page about a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isoscale.cli.common import AsJson, emit
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run, sweep or quickstart folder.", metavar="DIR")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The page; default DIR/report.html.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML page: curves, loss against LR, transfer, plan, formats. No server, no network.
+
+    \b
+    Examples:
+      isoscale report runs/quickstart
+      isoscale report runs/sweep --out sweep.html
+    """
+    from isoscale.report import write_report
+
+    page = write_report(folder, out)
+    emit(as_json, {"report": str(page)}, f"wrote {page}")
