@@ -33,6 +33,7 @@ def expect_found(run, name):
     assert name in reason
 
 
+@pytest.mark.slow
 def test_a_thousand_bit_flips(run):
     rng = random.Random(0)
     folder = run / "checkpoints" / "step_00000002"
