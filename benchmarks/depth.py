@@ -32,9 +32,14 @@ def cells() -> list[Cell]:
 def judge(rows: dict[str, dict[str, Any]]) -> None:
     """Table and verdicts into docs/results/depth.md."""
     curves = losses(rows.values(), "depth")
-    text = ["# LR transfer over depth (u-muP)", "", "Command and pre-registration: `benchmarks/depth.py`.", "",
-            "| depth | seeds | " + " | ".join(f"2^{e}" for e in LRS) + " | optimum log2 (95 %) | loss | interior |",
-            "|" + "---|" * (len(LRS) + 5)]
+    text = [
+        "# LR transfer over depth (u-muP)",
+        "",
+        "Command and pre-registration: `benchmarks/depth.py`.",
+        "",
+        "| depth | seeds | " + " | ".join(f"2^{e}" for e in LRS) + " | optimum log2 (95 %) | loss | interior |",
+        "|" + "---|" * (len(LRS) + 5),
+    ]
     best = {}
     for depth in DEPTHS:
         curve = curves.get((depth,), {})
@@ -43,8 +48,11 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
         o = best[depth] = optimum(curve)
         cells_ = [finite(sum(curve[e].values()) / len(curve[e])) if e in curve else "" for e in map(float, LRS)]
         seeds = len({s for by in curve.values() for s in by})
-        text.append(f"| {depth} | {seeds} | " + " | ".join(cells_) +
-                    f" | {o.at:.2f} ({o.low:.2f} to {o.high:.2f}) | {o.loss:.3f} | {'yes' if o.interior else 'no'} |")
+        text.append(
+            f"| {depth} | {seeds} | "
+            + " | ".join(cells_)
+            + f" | {o.at:.2f} ({o.low:.2f} to {o.high:.2f}) | {o.loss:.3f} | {'yes' if o.interior else 'no'} |"
+        )
     d1 = d2 = None
     move = price = None
     if 2 in best and 16 in best:
@@ -52,11 +60,15 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
         d1 = move <= 0.5
         price = cost_of(curves[16,], best[2].at)
         d2 = True if price[0] <= 0.01 and price[2] <= 0.02 else (False if price[0] > 0.01 else None)
-    text += ["", "## Verdicts", "",
-             f"- **D1** moves {'-' if move is None else f'{move:.2f}'} octaves from depth 2 to 16 (limit 0.5): "
-             f"**{verdict(d1)}**",
-             f"- **D2** depth 2's LR costs {'-' if price is None else f'{price[0]:.4f} ({price[1]:.4f} to {price[2]:.4f})'}"
-             f" at depth 16 (limit 0.01, upper 0.02): **{verdict(d2)}**"]
+    text += [
+        "",
+        "## Verdicts",
+        "",
+        f"- **D1** moves {'-' if move is None else f'{move:.2f}'} octaves from depth 2 to 16 (limit 0.5): "
+        f"**{verdict(d1)}**",
+        f"- **D2** depth 2's LR costs {'-' if price is None else f'{price[0]:.4f} ({price[1]:.4f} to {price[2]:.4f})'}"
+        f" at depth 16 (limit 0.01, upper 0.02): **{verdict(d2)}**",
+    ]
     publish("depth", "\n".join(text) + "\n")
 
 

@@ -73,9 +73,15 @@ def interval(diffs: np.ndarray) -> tuple[float, float, float]:
 def judge(rows: dict[str, dict[str, Any]]) -> None:
     """Table and verdicts into docs/results/fp8.md."""
     loss = {(r["label"]["arm"], r["label"]["seed"]): float(r["val_loss"]) for r in rows.values()}
-    text = ["# FP8 by plain cast", "", "Command and pre-registration: `benchmarks/fp8.py`. Backend: emulated (exact).",
-            "Losses: nats per byte, validation; the gap is paired by seed and data.", "",
-            "| arm | loss (mean) | gap to its fp32 twin (95 %) | seeds |", "|---|---|---|---|"]
+    text = [
+        "# FP8 by plain cast",
+        "",
+        "Command and pre-registration: `benchmarks/fp8.py`. Backend: emulated (exact).",
+        "Losses: nats per byte, validation; the gap is paired by seed and data.",
+        "",
+        "| arm | loss (mean) | gap to its fp32 twin (95 %) | seeds |",
+        "|---|---|---|---|",
+    ]
     gap: dict[str, tuple[float, float, float]] = {}
     for arm in ARMS:
         values = [loss[arm, s] for s in SEEDS if (arm, s) in loss]
@@ -95,13 +101,23 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
         f2 = gap["u-mup fp8, gradients x 2^-12"][0] >= 0.05
     if "sp fp8" in gap and "sp fp8, loss scale 2^14" in gap:
         f3 = gap["sp fp8"][0] >= 0.02 and gap["sp fp8, loss scale 2^14"][0] <= gap["sp fp8"][0] / 2
-    text += ["", "## Verdicts", "",
-             f"- **F1** fp8 within 0.005 of fp32, and not equal: **{verdict(f1)}**",
-             f"- **F2** gradients pushed 2^-12 down must fail (>= 0.05): **{verdict(f2)}**",
-             f"- **F3** SP under the plain cast loses >= 0.02 and a loss scale repairs half: **{verdict(f3)}**", ""]
-    text += ["## Clipped and flushed share at the end of training", "",
-             "Largest over the layers of each kind and the seeds.", "",
-             "| arm | layer | operand | format | clipped | flushed | rms |", "|---|---|---|---|---|---|---|"]
+    text += [
+        "",
+        "## Verdicts",
+        "",
+        f"- **F1** fp8 within 0.005 of fp32, and not equal: **{verdict(f1)}**",
+        f"- **F2** gradients pushed 2^-12 down must fail (>= 0.05): **{verdict(f2)}**",
+        f"- **F3** SP under the plain cast loses >= 0.02 and a loss scale repairs half: **{verdict(f3)}**",
+        "",
+    ]
+    text += [
+        "## Clipped and flushed share at the end of training",
+        "",
+        "Largest over the layers of each kind and the seeds.",
+        "",
+        "| arm | layer | operand | format | clipped | flushed | rms |",
+        "|---|---|---|---|---|---|---|",
+    ]
     worst: dict[tuple[str, str, str, str], list[float]] = {}
     for row in rows.values():
         for c in row.get("casts", []):

@@ -40,8 +40,10 @@ def cell(scheme: str, values: dict[str, float]) -> Cell:
     """One run; its identity is its settings, so pairs that share a point share the run."""
     base, _ = SCHEMES[scheme]
     config = {**FIXED, **base, **{f"hps.{name}": value for name, value in sorted(values.items())}}
-    return {"label": {"scheme": scheme, **{k: v for k, v in sorted(config.items()) if k.startswith("hps.")}},
-            "config": config}
+    return {
+        "label": {"scheme": scheme, **{k: v for k, v in sorted(config.items()) if k.startswith("hps.")}},
+        "config": config,
+    }
 
 
 def default(scheme: str, name: str) -> float:
@@ -52,8 +54,10 @@ def default(scheme: str, name: str) -> float:
 def grid(scheme: str, a: str, b: str) -> list[list[Cell]]:
     """The cells of a pair: rows over a, columns over b. HPs at their default are left out, so points are shared."""
     space = SCHEMES[scheme][1]
-    return [[cell(scheme, {n: v for n, v in ((a, x), (b, y)) if v != default(scheme, n)}) for y in space[b]]
-            for x in space[a]]
+    return [
+        [cell(scheme, {n: v for n, v in ((a, x), (b, y)) if v != default(scheme, n)}) for y in space[b]]
+        for x in space[a]
+    ]
 
 
 def pairs(scheme: str) -> list[tuple[str, str]]:
@@ -82,8 +86,13 @@ def error(loss: np.ndarray) -> float:
 
 def judge(rows: dict[str, dict[str, Any]]) -> None:
     """Matrices and the verdict into docs/results/hp_independence.md."""
-    text = ["# Do hyperparameters interact?", "", "Command and pre-registration: `benchmarks/hp_independence.py`.",
-            "Rows: the HP whose value is held wrong; columns: the HP that is transferred.", ""]
+    text = [
+        "# Do hyperparameters interact?",
+        "",
+        "Command and pre-registration: `benchmarks/hp_independence.py`.",
+        "Rows: the HP whose value is held wrong; columns: the HP that is transferred.",
+        "",
+    ]
     means: dict[str, tuple[float, int, int]] = {}
     for scheme, (_, space) in SCHEMES.items():
         errors: dict[tuple[str, str], float] = {}
@@ -95,14 +104,25 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
             loss = np.minimum(loss, np.nanmin(loss[np.isfinite(loss)]) + 1.0)
             errors[a, b], errors[b, a] = error(loss), error(loss.T)
         names = list(space)
-        text += [f"## {scheme}", "", "| fixed \\ transferred | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
+        text += [
+            f"## {scheme}",
+            "",
+            "| fixed \\ transferred | " + " | ".join(names) + " |",
+            "|" + "---|" * (len(names) + 1),
+        ]
         for f in names:
             shown = [f"{errors[f, t]:.3f}" if (f, t) in errors else "" for t in names]
             text.append(f"| {f} | " + " | ".join(shown) + " |")
-        means[scheme] = (float(np.mean(list(errors.values()))) if errors else float("nan"), len(errors),
-                         2 * len(pairs(scheme)))
-        text += ["", f"Mean transfer error: {means[scheme][0]:.4f} over {means[scheme][1]} of {means[scheme][2]} "
-                 "ordered pairs.", ""]
+        means[scheme] = (
+            float(np.mean(list(errors.values()))) if errors else float("nan"),
+            len(errors),
+            2 * len(pairs(scheme)),
+        )
+        text += [
+            "",
+            f"Mean transfer error: {means[scheme][0]:.4f} over {means[scheme][1]} of {means[scheme][2]} ordered pairs.",
+            "",
+        ]
     whole = all(done == total for _, done, total in means.values())
     h1 = means["u-mup"][0] * 2 <= means["mup"][0] if whole else None
     text += ["## Verdict", "", f"- **H1** u-muP's mean transfer error is at most half of muP's: **{verdict(h1)}**"]

@@ -34,7 +34,7 @@ def cells() -> list[Cell]:
     for width, seeds in ((64, (0, 1)), (256, (0,))):
         for arm, settings in ARMS.items():
             for seed in seeds:
-                for e in LRS if width == 64 else range(0, 4):
+                for e in LRS if width == 64 else range(4):
                     out.append({
                         "label": {"arm": arm, "width": width, "log2_lr": e, "seed": seed},
                         "config": {"train.steps": 200, "train.batch": 8, "data.seq_len": 128, "model.width": width,
@@ -46,9 +46,14 @@ def cells() -> list[Cell]:
 def judge(rows: dict[str, dict[str, Any]]) -> None:
     """Table and verdicts into docs/results/needs.md."""
     curves = losses(rows.values(), "arm", "width")
-    text = ["# What transfer needs", "", "Command and pre-registration: `benchmarks/needs.py`.", "",
-            "| arm | width | " + " | ".join(f"2^{e}" for e in LRS) + " | optimum log2 | loss |",
-            "|" + "---|" * (len(LRS) + 4)]
+    text = [
+        "# What transfer needs",
+        "",
+        "Command and pre-registration: `benchmarks/needs.py`.",
+        "",
+        "| arm | width | " + " | ".join(f"2^{e}" for e in LRS) + " | optimum log2 | loss |",
+        "|" + "---|" * (len(LRS) + 4),
+    ]
     shift: dict[str, tuple[float, float]] = {}
     for arm in ARMS:
         best = {}
@@ -58,8 +63,9 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
                 continue
             best[width] = optimum(curve)
             shown = [finite(sum(curve[e].values()) / len(curve[e])) if e in curve else "" for e in map(float, LRS)]
-            text.append(f"| {arm} | {width} | " + " | ".join(shown) +
-                        f" | {best[width].at:.2f} | {best[width].loss:.3f} |")
+            text.append(
+                f"| {arm} | {width} | " + " | ".join(shown) + f" | {best[width].at:.2f} | {best[width].loss:.3f} |"
+            )
         if len(best) == 2:
             shift[arm] = (abs(best[256].at - best[64].at), cost_of(curves[arm, 256], best[64].at)[0])
     text += ["", "## Verdicts", ""]
@@ -70,8 +76,10 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
             (m0, c0), (m1, c1) = shift["all ingredients"], shift[arm]
             needed = m1 - m0 >= 0.5 or c1 - c0 >= 0.01
             shown = f"moves {m1:.2f} against {m0:.2f} octaves, costs {c1:.4f} against {c0:.4f}"
-        text.append(f"- **{claim}** {arm}: {shown}: needed: **{verdict(needed)}**"
-                    + (" at this scale" if needed is False else ""))
+        text.append(
+            f"- **{claim}** {arm}: {shown}: needed: **{verdict(needed)}**"
+            + (" at this scale" if needed is False else "")
+        )
     publish("needs", "\n".join(text) + "\n")
 
 

@@ -128,7 +128,9 @@ def _vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     # Points far above the minimum follow the divergence cliff, not the basin: leave them out of the parabola.
     xs, ys = x[keep], y[keep]
     near = ys < ys.min() + 0.35
-    xs, ys = (xs[near], ys[near]) if near.sum() >= 3 else (x[max(0, best - 1) : best + 2], y[max(0, best - 1) : best + 2])
+    xs, ys = (
+        (xs[near], ys[near]) if near.sum() >= 3 else (x[max(0, best - 1) : best + 2], y[max(0, best - 1) : best + 2])
+    )
     if len(xs) < 3:
         return float(x[best]), float(y[best])
     a, b, c = np.polyfit(xs, ys, 2)
@@ -194,7 +196,9 @@ def finite(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "diverged"
 
 
-def main(name: str, description: str, cells: Sequence[Cell], judge: Callable[[dict[str, dict[str, Any]]], None]) -> None:
+def main(
+    name: str, description: str, cells: Sequence[Cell], judge: Callable[[dict[str, dict[str, Any]]], None]
+) -> None:
     """Run what is missing, then judge what is there."""
     args = arguments(description)
     if not args.verdict:

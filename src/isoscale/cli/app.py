@@ -24,8 +24,7 @@ app = typer.Typer(
 )
 
 
-_UsageError = typer.BadParameter.__mro__[1]  # typer carries its own click in newer versions
-_ClickError = _UsageError.__mro__[1]
+_ClickError: type[Exception] = typer.BadParameter.__mro__[2]  # newer typers carry a click of their own
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = result if isinstance(result, int) else 0
     except typer.Exit as end:
         code = end.exit_code
-    except _ClickError as error:  # type: ignore[misc]
+    except _ClickError as error:
         error.show()  # type: ignore[attr-defined]
         code = 2
     except (KeyboardInterrupt, typer.Abort):

@@ -12,8 +12,13 @@ from isoscale.cli.sweep import sweep
 from isoscale.cli.train import train
 from isoscale.cli.transfer import transfer
 
-for _name, _command in {
-    "quickstart": quickstart, "init": init, "plan": plan, "sweep": sweep, "transfer": transfer, "train": train,
-    "eval": evaluate, "generate": generate, "report": report, "doctor": doctor,
-}.items():  # fmt: skip
-    app.command(_name)(_command)
+app.command("quickstart")(quickstart)
+app.command("init")(init)
+app.command("plan")(plan)
+app.command("sweep")(sweep)
+app.command("transfer")(transfer)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("generate")(generate)
+app.command("report")(report)
+app.command("doctor")(doctor)

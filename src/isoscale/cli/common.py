@@ -20,9 +20,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue what is in the 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
-def load_config(
-    preset: str | None, file: Path | None, sets: list[str] | None, data: list[str] | None = None
-) -> Loaded:
+def load_config(preset: str | None, file: Path | None, sets: list[str] | None, data: list[str] | None = None) -> Loaded:
     """preset < file < --set (and --data)."""
     flags = list(sets or [])
     if data:

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from isoscale._base.errors import did_you_mean
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -127,12 +129,16 @@ class NumericsSection(Section):
     log_casts: bool = Field(False, description="log the clipped and flushed share of every cast at each evaluation")
 
 
+def _default_space() -> dict[str, tuple[Positive, ...]]:
+    return {"lr": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)}
+
+
 class SweepSection(Section):
     """Which hyperparameters are tried, and how many runs may be spent."""
 
     strategy: Literal["lr-line", "independent", "random"] = "lr-line"
     space: dict[str, tuple[Positive, ...]] = Field(
-        default_factory=lambda: {"lr": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)},
+        default_factory=_default_space,
         description="hyperparameter -> values tried, in base units (random: log-uniform between the ends)",
     )
     seeds: tuple[int, ...] = (0,)
@@ -147,8 +153,6 @@ class SweepSection(Section):
         known = set(HpsSection.model_fields)
         for name, values in self.space.items():
             if name not in known:
-                from isoscale._base.errors import did_you_mean
-
                 raise ValueError(f"space.{name} is no hyperparameter; {did_you_mean(name, known)}")
             if not values:
                 raise ValueError(f"space.{name} is empty")

@@ -44,7 +44,7 @@ def raw_attention(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, is_causal: bool = False, dropout_p: float = 0.0
 ) -> Tensor:
     """torch's attention, grouped heads included; in plain matmuls under forward-mode AD, where kernels have no rule."""
-    gqa = q.dim() > 3 and q.shape[-3] != k.shape[-3]
+    gqa = True if q.dim() > 3 and q.shape[-3] != k.shape[-3] else False  # noqa: SIM210 - a symbolic bool is refused
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return torch_f.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=gqa

@@ -31,11 +31,17 @@ def pick_backend(asked: str, device: torch.device) -> Backend:
         ConfigError: `scaled_mm` was asked for where the hardware has none.
     """
     if asked == "scaled_mm" and not has_scaled_mm(device):
-        raise ConfigError("this device has no FP8 matmul", key="numerics.backend", value=asked, place=str(device),
-                          hint="numerics.backend = 'emulated' gives the same casts on any device")
+        raise ConfigError(
+            "this device has no FP8 matmul",
+            key="numerics.backend",
+            value=asked,
+            place=str(device),
+            hint="numerics.backend = 'emulated' gives the same casts on any device",
+        )
     if asked not in ("auto", "emulated", "scaled_mm"):
-        raise ConfigError(f"unknown backend {asked!r}", key="numerics.backend", value=asked,
-                          hint="auto, emulated or scaled_mm")
+        raise ConfigError(
+            f"unknown backend {asked!r}", key="numerics.backend", value=asked, hint="auto, emulated or scaled_mm"
+        )
     return "scaled_mm" if asked != "emulated" and has_scaled_mm(device) else "emulated"
 
 

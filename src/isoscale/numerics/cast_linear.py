@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from isoscale.nn.scale import scale_fwd
 from isoscale.numerics.backend import cast_operand, matmul
 from isoscale.planning import Formats
 
@@ -107,13 +108,15 @@ class CastLinear(nn.Module):
         if self.recorder is not None:
             self.recorder("weight", self.formats.weight, weight)
             self.recorder("input", self.formats.input, x)
-        y: Tensor = _CastLinear.apply(x, weight, self.formats, scales, self.backend, self.recorder)[0]
+        y: Tensor = _CastLinear.apply(  # type: ignore[no-untyped-call]
+            x, weight, self.formats, scales, self.backend, self.recorder
+        )[0]
         if self.bias is not None:
             y = y + self.bias.to(y.dtype) * scales[0]
         if branch_scale != 1.0:
-            y = y * branch_scale if self.scaling != "unit" else _forward_scale(y, branch_scale)
+            y = y * branch_scale if self.scaling != "unit" else scale_fwd(y, branch_scale)
         if skip is not None:
-            y = y + (skip if skip_scale == 1.0 else _forward_scale(skip, skip_scale))
+            y = y + (skip if skip_scale == 1.0 else scale_fwd(skip, skip_scale))
         return y
 
     def extra_repr(self) -> str:
@@ -121,9 +124,3 @@ class CastLinear(nn.Module):
         shape = f"{self.weight.shape[1]} -> {self.weight.shape[0]}" if self.weight is not None else "tied"
         casts = f"w {self.formats.weight}, x {self.formats.input}, g {self.formats.grad}"
         return f"{self.kind} {shape}, {casts}, {self.backend}"
-
-
-def _forward_scale(x: Tensor, scale: float) -> Tensor:
-    from isoscale.nn.scale import scale_fwd
-
-    return scale_fwd(x, scale)

@@ -52,8 +52,12 @@ def convert(model: M, recipe: str | Recipe, *, plan: Plan | None = None, backend
     if not recipe.layers:
         return model
     if plan is not None and plan.recipe != recipe.name:
-        raise PlanError(f"the plan was made for the recipe {plan.recipe!r}", key="recipe", value=recipe.name,
-                        hint=f"iso.plan(model, ..., recipe={recipe.name!r})")
+        raise PlanError(
+            f"the plan was made for the recipe {plan.recipe!r}",
+            key="recipe",
+            value=recipe.name,
+            hint=f"iso.plan(model, ..., recipe={recipe.name!r})",
+        )
     if any(isinstance(module, CastLinear) for module in model.modules()):
         raise PlanError("the model is converted already", key="model", hint="convert a fresh model")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -75,8 +79,11 @@ def convert(model: M, recipe: str | Recipe, *, plan: Plan | None = None, backend
                 by_name(fmt)
         parent, _, leaf = path.rpartition(".")
         if not leaf:
-            raise PlanError("a lone linear layer cannot be swapped in place", key="model",
-                            hint="put it into a module: torch.nn.Sequential(layer)")
+            raise PlanError(
+                "a lone linear layer cannot be swapped in place",
+                key="model",
+                hint="put it into a module: torch.nn.Sequential(layer)",
+            )
         setattr(model.get_submodule(parent), leaf, CastLinear(module, formats, chosen))
     return model
 

@@ -29,7 +29,9 @@ def lr_factor(
         ConfigError: an unknown kind.
     """
     if kind not in KINDS:
-        raise ConfigError(f"unknown schedule {kind!r}", key="train.schedule", value=kind, hint=did_you_mean(kind, KINDS))
+        raise ConfigError(
+            f"unknown schedule {kind!r}", key="train.schedule", value=kind, hint=did_you_mean(kind, KINDS)
+        )
     rise = round(warmup * steps)
     if step < rise:
         return (step + 1) / rise

@@ -38,8 +38,11 @@ def apply_plan(
     for site in sites:
         if site.attr is not None and site.multiplier is not None:
             if site.path not in modules or not hasattr(modules[site.path], site.attr):
-                raise PlanError(f"the model has no site {site.name} to set", key=site.name,
-                                hint="make the plan from this model: iso.plan(model, ...)")
+                raise PlanError(
+                    f"the model has no site {site.name} to set",
+                    key=site.name,
+                    hint="make the plan from this model: iso.plan(model, ...)",
+                )
             setattr(modules[site.path], site.attr, site.multiplier)
     if not init:
         return model

@@ -30,21 +30,31 @@ def _scale_of(model: nn.Module, said: Scale | None, stack: int) -> Scale:
     for name, value in read.items():
         told = getattr(said, name)
         if value is not None and told is not None and told != value:
-            raise PlanError(f"target says {name} {told}, the model has {value}", key=f"target.{name}", value=told,
-                            hint="leave target out: it is read from the model")
+            raise PlanError(
+                f"target says {name} {told}, the model has {value}",
+                key=f"target.{name}",
+                value=told,
+                hint="leave target out: it is read from the model",
+            )
     return replace(said, **{name: value for name, value in read.items() if value is not None})
 
 
 def _base_model(model: nn.Module, base: Scale | nn.Module) -> nn.Module:
     if isinstance(base, nn.Module):
         if type(base) is not type(model):
-            raise PlanError(f"base is a {type(base).__name__}, the model a {type(model).__name__}", key="base",
-                            hint="build both from one class")
+            raise PlanError(
+                f"base is a {type(base).__name__}, the model a {type(model).__name__}",
+                key="base",
+                hint="build both from one class",
+            )
         return base
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(config, "width"):
-        raise PlanError("a base Scale needs a model with .config.width; give base as a (meta) model instead",
-                        key="base", hint="with torch.device('meta'): base = Model(small_config)")
+        raise PlanError(
+            "a base Scale needs a model with .config.width; give base as a (meta) model instead",
+            key="base",
+            hint="with torch.device('meta'): base = Model(small_config)",
+        )
     sizes = {name: getattr(base, name) for name in ("width", "depth") if getattr(base, name) is not None}
     with torch.device("meta"):
         smaller: nn.Module = type(model)(replace(config, **sizes))
@@ -64,8 +74,12 @@ def _base_fan_in(info: ParamInfo, base: Mapping[str, ParamInfo], stack: str, bas
 def _check_unit(model: nn.Module, table: Table) -> None:
     flags = {getattr(module, "scaling", None) for module in model.modules()} - {None}
     if table.unit and flags != {"unit"}:
-        raise PlanError(f"{table.name} needs a model made of unit-scaled ops", key="parametrisation", value=table.name,
-                        hint="DecoderConfig(scaling='unit'), or isoscale.nn modules")
+        raise PlanError(
+            f"{table.name} needs a model made of unit-scaled ops",
+            key="parametrisation",
+            value=table.name,
+            hint="DecoderConfig(scaling='unit'), or isoscale.nn modules",
+        )
     if not table.unit and "unit" in flags:
         raise PlanError(
             f"the model's ops are unit-scaled, so {table.name} would apply factors twice", key="parametrisation",
@@ -77,11 +91,16 @@ def _hps(said: Mapping[str, float] | None, table: Table) -> dict[str, float]:
     out = dict(HP_DEFAULTS)
     for name, value in (said or {}).items():
         if name not in out:
-            raise PlanError(f"unknown hyperparameter {name!r}", key=f"hps.{name}", value=value,
-                            hint=did_you_mean(name, HP_DEFAULTS))
+            raise PlanError(
+                f"unknown hyperparameter {name!r}", key=f"hps.{name}", value=value, hint=did_you_mean(name, HP_DEFAULTS)
+            )
         if not math.isfinite(value) or value < 0 or (value == 0 and name not in ("weight_decay", "beta1", "beta2")):
-            raise PlanError(f"{name} must be positive and finite", key=f"hps.{name}", value=value,
-                            hint="for example 1.0" if table.unit else "for example 2**-8")
+            raise PlanError(
+                f"{name} must be positive and finite",
+                key=f"hps.{name}",
+                value=value,
+                hint="for example 1.0" if table.unit else "for example 2**-8",
+            )
         out[name] = float(value)
     return out
 
@@ -208,8 +227,12 @@ def plan(
     table = by_name(parametrisation) if isinstance(parametrisation, str) else parametrisation
     recipe = recipe_by_name(recipe) if isinstance(recipe, str) else recipe
     if optimizer != table.optimizer:
-        raise PlanError(f"{table.name} has no rules for the optimiser {optimizer!r}", key="optimizer", value=optimizer,
-                        hint=f"optimizer={table.optimizer!r}")
+        raise PlanError(
+            f"{table.name} has no rules for the optimiser {optimizer!r}",
+            key="optimizer",
+            value=optimizer,
+            hint=f"optimizer={table.optimizer!r}",
+        )
     if decay != "rule":
         table = replace(table, independent_decay=decay == "independent")
     if embedding_lr == "constant":
@@ -220,8 +243,11 @@ def plan(
     stack, stacked = depth_stack(model)
     scale = _scale_of(model, target, stacked)
     if table.needs_base and base is None:
-        raise PlanError(f"{table.name} needs base=: its rules are ratios to where the HPs were tuned", key="base",
-                        hint="base=iso.Scale(width=64)")
+        raise PlanError(
+            f"{table.name} needs base=: its rules are ratios to where the HPs were tuned",
+            key="base",
+            hint="base=iso.Scale(width=64)",
+        )
     base_infos: Mapping[str, ParamInfo] = infos
     base_scale, base_depth, base_head = None, stacked, None
     if base is not None and table.needs_base:

@@ -59,8 +59,11 @@ class Plan:
         for row in self.rows:
             if row.name == name:
                 return row
-        raise PlanError(f"the plan has no parameter {name!r}", key=name,
-                        hint=did_you_mean(name, [row.name for row in self.rows])[:300])
+        raise PlanError(
+            f"the plan has no parameter {name!r}",
+            key=name,
+            hint=did_you_mean(name, [row.name for row in self.rows])[:300],
+        )
 
     def apply(self, model: nn.Module, *, seed: int = 0, init: bool = True) -> nn.Module:
         """Set the model's site multipliers and, unless `init` is False, draw its initial weights.

@@ -84,9 +84,11 @@ def infer(model: nn.Module, roles: Mapping[str, str] | None = None) -> dict[str,
         PlanError: a parameter that no role fits, a pattern that matches nothing, an unknown role, no parameters.
     """
     roles = dict(roles or {})
-    for role in roles.values():
-        if role not in ROLES:
-            raise PlanError(f"unknown role {role!r}", key="roles", value=role, hint=did_you_mean(role, ROLES))
+    for said_role in roles.values():
+        if said_role not in ROLES:
+            raise PlanError(
+                f"unknown role {said_role!r}", key="roles", value=said_role, hint=did_you_mean(said_role, ROLES)
+            )
     stack, _ = depth_stack(model)
     modules = {normalise(path): module for path, module in model.named_modules()}
     used: set[str] = set()
@@ -116,8 +118,9 @@ def infer(model: nn.Module, roles: Mapping[str, str] | None = None) -> dict[str,
     idle = set(roles) - used
     if idle:
         key = sorted(idle)[0]
-        raise PlanError(f"the pattern {key!r} matches no parameter", key="roles", value=key,
-                        hint=did_you_mean(key, found))
+        raise PlanError(
+            f"the pattern {key!r} matches no parameter", key="roles", value=key, hint=did_you_mean(key, found)
+        )
     if not found:
         raise PlanError("the model has no parameters", key="model")
     return found

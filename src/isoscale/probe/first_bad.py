@@ -36,12 +36,16 @@ def first_bad(model: nn.Module, loss: Callable[[], Tensor]) -> str:
 
     handles = [module.register_forward_hook(hook(path)) for path, module in model.named_modules()]
     order: list[str] = []
+
+    def grad_hook(name: str) -> Callable[[Tensor], None]:
+        def look(parameter: Tensor) -> None:
+            if parameter.grad is not None and (what := _bad(parameter.grad)) is not None:
+                order.append(f"gradient of {name}: {what}")
+
+        return look
+
     tensor_hooks = [
-        parameter.register_post_accumulate_grad_hook(
-            lambda p, name=name: order.append(f"gradient of {name}: {what}")  # type: ignore[misc]
-            if p.grad is not None and (what := _bad(p.grad)) is not None
-            else None
-        )
+        parameter.register_post_accumulate_grad_hook(grad_hook(name))  # type: ignore[no-untyped-call]
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     ]

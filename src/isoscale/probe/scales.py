@@ -36,7 +36,9 @@ def site_scales(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[SiteScale,
     def probe(path: str, port: str, value: Tensor, factor: float) -> None:
         grads: list[float] = []
         if value.requires_grad:
-            value.register_hook(lambda grad: grads.append(_rms(grad) / factor))  # d/d(logical) = d/d(value) / factor
+            value.register_hook(  # type: ignore[no-untyped-call]
+                lambda grad: grads.append(_rms(grad) / factor)
+            )  # d/d(logical) = d/d(value) / factor
         seen.append((path, port, _rms(value) * factor, grads))
 
     model.zero_grad(set_to_none=True)

@@ -84,10 +84,6 @@ def plan_table(plan: Mapping[str, Any]) -> str:
                   "why this LR"], rows)  # fmt: skip
 
 
-def _lr_of(trial: Mapping[str, Any]) -> float | None:
-    return trial["point"].get("lr")
-
-
 def _lr_line(sweep: Mapping[str, Any]) -> dict[float, float]:
     groups: dict[float, list[float]] = {}
     for trial in sweep["trials"]:

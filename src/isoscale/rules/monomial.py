@@ -101,8 +101,11 @@ class Monomial:
             if name not in hps:
                 raise PlanError(f"the rule needs the hyperparameter {name}", key=name, hint=f"hps={{'{name}': 1.0}}")
             number *= _power(hps[name], power, name)
-            parts.append(f"{name} {show_number(hps[name])}" if power == 1 else
-                         f"({name} {show_number(hps[name])}){_show_power(power)}")
+            parts.append(
+                f"{name} {show_number(hps[name])}"
+                if power == 1
+                else f"({name} {show_number(hps[name])}){_show_power(power)}"
+            )
         for name, power in self.sizes.items():
             if name not in sizes:
                 raise PlanError(

@@ -36,6 +36,7 @@ def by_name(name: str) -> Table:
         PlanError: no such name; the nearest ones are suggested.
     """
     if name not in _TABLES:
-        raise PlanError(f"unknown parametrisation {name!r}", key="parametrisation", value=name,
-                        hint=did_you_mean(name, _TABLES))
+        raise PlanError(
+            f"unknown parametrisation {name!r}", key="parametrisation", value=name, hint=did_you_mean(name, _TABLES)
+        )
     return _TABLES[name]

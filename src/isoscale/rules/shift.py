@@ -31,8 +31,12 @@ def shift(table: Table, role: str, theta: Monomial, optimizer: str = "adamw") ->
             own (no single theta moves both), or a constant non-zero init, which cannot be scaled.
     """
     if optimizer not in _LR_POWER:
-        raise PlanError(f"no abc law for the optimiser {optimizer!r}", key="optimizer", value=optimizer,
-                        hint=did_you_mean(optimizer, _LR_POWER))
+        raise PlanError(
+            f"no abc law for the optimiser {optimizer!r}",
+            key="optimizer",
+            value=optimizer,
+            hint=did_you_mean(optimizer, _LR_POWER),
+        )
     if not theta.coefficient > 0:
         raise PlanError("theta must be positive", key="theta", value=theta.coefficient)
     rule = table.role(role)

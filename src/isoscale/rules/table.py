@@ -102,8 +102,9 @@ class Table:
             PlanError: the table has no such role.
         """
         if name not in self.roles:
-            raise PlanError(f"{self.name} has no rule for the role {name!r}", key=name,
-                            hint=did_you_mean(name, self.roles))
+            raise PlanError(
+                f"{self.name} has no rule for the role {name!r}", key=name, hint=did_you_mean(name, self.roles)
+            )
         return self.roles[name]
 
     def with_role(self, name: str, **changes: object) -> Table:

@@ -5,4 +5,4 @@ from isoscale.sweep.result import SweepResult, TrialRow, load
 from isoscale.sweep.study import Status, sweep
 from isoscale.sweep.transfer import Transfer, transfer
 
-__all__ = ["Display", "Status", "SweepResult", "TrialRow", "Transfer", "load", "quickstart", "sweep", "transfer"]
+__all__ = ["Display", "Status", "SweepResult", "Transfer", "TrialRow", "load", "quickstart", "sweep", "transfer"]

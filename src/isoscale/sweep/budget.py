@@ -35,7 +35,11 @@ def affordable(config: RunConfig, vocab: int = 256) -> float:
         if limit is None:
             continue
         if limit < one:
-            raise ConfigError(f"the budget pays for no run: one costs {one:.4g}", key=key, value=limit,
-                              hint=f"at least {one:.4g}, or fewer train.steps")
+            raise ConfigError(
+                f"the budget pays for no run: one costs {one:.4g}",
+                key=key,
+                value=limit,
+                hint=f"at least {one:.4g}, or fewer train.steps",
+            )
         runs = min(runs, limit // one)
     return runs

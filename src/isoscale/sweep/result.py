@@ -123,6 +123,9 @@ def load(out: Path | str) -> SweepResult:
     study = open_study(out)
     result = summarise(out, read_config(out), study)
     if not result.best:
-        raise CheckpointError("no trial of this sweep has finished with a finite loss", place=str(out),
-                              hint="isoscale sweep --resume, or lower learning rates")
+        raise CheckpointError(
+            "no trial of this sweep has finished with a finite loss",
+            place=str(out),
+            hint="isoscale sweep --resume, or lower learning rates",
+        )
     return result

@@ -35,8 +35,9 @@ def open_study(out: Path, *, create: bool = False) -> optuna.Study:
         StorageError: the folder cannot be written.
     """
     if not create and not (out / "study.db").exists():
-        raise CheckpointError("no sweep here", key="study.db", place=str(out),
-                              hint="give the folder that isoscale sweep --out made")
+        raise CheckpointError(
+            "no sweep here", key="study.db", place=str(out), hint="give the folder that isoscale sweep --out made"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
         storage = RDBStorage(
@@ -46,8 +47,12 @@ def open_study(out: Path, *, create: bool = False) -> optuna.Study:
         )  # fmt: skip
         return optuna.create_study(study_name=NAME, storage=storage, direction="minimize", load_if_exists=True)
     except (OSError, optuna.exceptions.StorageInternalError) as error:
-        raise StorageError("the sweep's storage cannot be opened", place=str(out / "study.db"), value=str(error)[:200],
-                           hint="is the disk full or the folder read-only?") from None
+        raise StorageError(
+            "the sweep's storage cannot be opened",
+            place=str(out / "study.db"),
+            value=str(error)[:200],
+            hint="is the disk full or the folder read-only?",
+        ) from None
 
 
 def attributes(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:

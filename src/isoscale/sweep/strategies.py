@@ -49,8 +49,11 @@ class LrLine:
 
     def __init__(self, section: SweepSection) -> None:
         if "lr" not in section.space:
-            raise ConfigError("the LR line search needs values for lr", key="sweep.space.lr",
-                              hint="--set 'sweep.space={lr=[0.5, 1.0, 2.0]}'")
+            raise ConfigError(
+                "the LR line search needs values for lr",
+                key="sweep.space.lr",
+                hint="--set 'sweep.space={lr=[0.5, 1.0, 2.0]}'",
+            )
         self.values = section.space["lr"]
 
     def next_points(self, phase: int, results: Results) -> list[Point] | None:
@@ -88,8 +91,9 @@ class Random:
 
     def __init__(self, section: SweepSection, seed: int) -> None:
         if section.trials is None:
-            raise ConfigError("random search needs the number of points", key="sweep.trials",
-                              hint="--set sweep.trials=20")
+            raise ConfigError(
+                "random search needs the number of points", key="sweep.trials", hint="--set sweep.trials=20"
+            )
         self.trials, self.space, self.seed = section.trials, section.space, seed
 
     def next_points(self, phase: int, results: Results) -> list[Point] | None:
@@ -113,6 +117,10 @@ def make(section: SweepSection, seed: int) -> Strategy:
     if section.strategy == "random":
         return Random(section, seed)
     if section.strategy not in table:
-        raise ConfigError(f"unknown strategy {section.strategy!r}", key="sweep.strategy", value=section.strategy,
-                          hint=did_you_mean(section.strategy, [*table, "random"]))
+        raise ConfigError(
+            f"unknown strategy {section.strategy!r}",
+            key="sweep.strategy",
+            value=section.strategy,
+            hint=did_you_mean(section.strategy, [*table, "random"]),
+        )
     return table[section.strategy](section)

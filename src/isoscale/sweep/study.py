@@ -94,8 +94,12 @@ def sweep(
         watch.close()
     result = summarise(out, config, study)
     if not result.best:
-        raise ConfigError("every run of the sweep diverged or failed", key="sweep.space", place=str(out),
-                          hint="lower learning rates; the trials' folders hold the details")
+        raise ConfigError(
+            "every run of the sweep diverged or failed",
+            key="sweep.space",
+            place=str(out),
+            hint="lower learning rates; the trials' folders hold the details",
+        )
     atomic_write(out / "sweep.json", json.dumps(result.to_dict(), indent=1))
     return result
 
@@ -134,8 +138,13 @@ class _Watch:
             self.report()
             lost = [row for row in rows if row.state == "failed"]
             if lost:
-                raise IsoscaleError(f"trial {lost[0].id} failed {lost[0].attempts} times", place=str(self.out),
-                                    key=show(lost[0].point), value=self._last_words(), hint="see worker_*.log")
+                raise IsoscaleError(
+                    f"trial {lost[0].id} failed {lost[0].attempts} times",
+                    place=str(self.out),
+                    key=show(lost[0].point),
+                    value=self._last_words(),
+                    hint="see worker_*.log",
+                )
             if not open_rows:
                 return
             self._keep_alive(min(self.config.sweep.workers, len(open_rows)))
@@ -147,8 +156,12 @@ class _Watch:
         self.deaths += len(gone)
         self.workers = [worker for worker in self.workers if worker.poll() is None]
         if self.deaths > (RETRIES + 1) * self.config.sweep.workers:
-            raise IsoscaleError("the sweep's workers keep dying", place=str(self.out / "worker_0.log"),
-                                value=self._last_words(), hint="read the log; isoscale train reproduces one trial")
+            raise IsoscaleError(
+                "the sweep's workers keep dying",
+                place=str(self.out / "worker_0.log"),
+                value=self._last_words(),
+                hint="read the log; isoscale train reproduces one trial",
+            )
         while len(self.workers) < wanted:
             self.workers.append(_spawn(self.out, len(self.workers)))
 

@@ -49,8 +49,11 @@ def transfer(source: Path | str | SweepResult, vocab: int = 256, **values: objec
     carried: dict[str, object] = {f"hps.{name}": value for name, value in result.best.items()}
     proxy = result.config.with_values(**carried)
     if not values:
-        raise ConfigError("a transfer needs a target that differs from the proxy", key="--set",
-                          hint="--width 256, or --set model.width=256")
+        raise ConfigError(
+            "a transfer needs a target that differs from the proxy",
+            key="--set",
+            hint="--width 256, or --set model.width=256",
+        )
     needs_base = by_name(proxy.rules.parametrisation).needs_base
     base: dict[str, object] = {}
     if needs_base and proxy.base.width is None:

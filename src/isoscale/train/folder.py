@@ -43,8 +43,9 @@ def read_config(out: Path) -> RunConfig:
     try:
         return RunConfig.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError("no run here", key="run.json", place=str(out),
-                              hint="give the folder that isoscale train --out made") from None
+        raise CheckpointError(
+            "no run here", key="run.json", place=str(out), hint="give the folder that isoscale train --out made"
+        ) from None
     except ValueError as error:
         raise CheckpointError(f"run.json is damaged: {error}", place=str(path)) from None
 
@@ -59,14 +60,23 @@ def claim(out: Path, config: RunConfig, *, resume: bool) -> None:
     path = out / "run.json"
     if path.exists():
         if not resume:
-            raise CheckpointError("the folder holds a run already", key="--out", value=str(out),
-                                  hint="--resume to continue it, or another folder")
+            raise CheckpointError(
+                "the folder holds a run already",
+                key="--out",
+                value=str(out),
+                hint="--resume to continue it, or another folder",
+            )
         saved = json.loads(read_config(out).model_dump_json())
         other = differences(config, saved)
         if other:
             shown = {key: f"{old} -> {new}" for key, (old, new) in list(other.items())[:6]}
-            raise CheckpointError("the folder holds a run of another config", key=", ".join(shown), value=shown,
-                                  place=str(path), hint="another --out, or the settings it was started with")
+            raise CheckpointError(
+                "the folder holds a run of another config",
+                key=", ".join(shown),
+                value=shown,
+                place=str(path),
+                hint="another --out, or the settings it was started with",
+            )
     atomic_write(path, config.model_dump_json(indent=1))
 
 

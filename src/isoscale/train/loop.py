@@ -24,6 +24,7 @@ from isoscale._base.files import atomic_write
 from isoscale._base.log import JsonLog
 from isoscale._base.rng import stream
 from isoscale.config import RunConfig
+from isoscale.models import Decoder
 from isoscale.optim import lr_factor
 from isoscale.planning import Plan
 from isoscale.probe import first_bad
@@ -77,11 +78,16 @@ def pick_device(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def evaluate(model: nn.Module, batches: list[tuple[Tensor, Tensor]], context: AbstractContextManager[Any]) -> float:
-    """Mean loss over fixed batches, nats per token."""
+def evaluate(
+    model: Decoder,
+    run: Callable[..., Tensor],
+    batches: list[tuple[Tensor, Tensor]],
+    context: AbstractContextManager[Any],
+) -> float:
+    """Mean loss of `run`, which is the model or its compiled form, over fixed batches; nats per token."""
     model.eval()
     with torch.no_grad(), context:
-        total = sum(float(model(ids, targets)) for ids, targets in batches)
+        total = sum(float(run(ids, targets)) for ids, targets in batches)
     model.train()
     return total / len(batches)
 
@@ -120,7 +126,7 @@ class _Run:
     """One run's moving parts; `go` is the loop."""
 
     def __init__(
-        self, config: RunConfig, out: Path, model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer,
+        self, config: RunConfig, out: Path, model: Decoder, plan: Plan, optimizer: torch.optim.Optimizer,
         tokens: Any, val: Any, device: torch.device,
     ) -> None:  # fmt: skip
         self.config, self.out, self.model, self.plan, self.optimizer = config, out, model, plan, optimizer
@@ -131,10 +137,10 @@ class _Run:
             (torch.from_numpy(ids).to(device), torch.from_numpy(targets).to(device))
             for ids, targets in eval_batches(val, config.data.seq_len, cfg.batch // cfg.accumulate, cfg.eval_batches)
         ]
-        self.step_model = torch.compile(model, dynamic=False) if cfg.compile else model
+        self.step_model: Callable[..., Tensor] = torch.compile(model, dynamic=False) if cfg.compile else model
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.parameters = list(model.parameters())
-        self.unit = getattr(model, "config", None) is not None and model.config.scaling == "unit"
+        self.unit = model.config.scaling == "unit"
         self.loss_scale = config.numerics.loss_scale
         self.recent: list[float] = []
 
@@ -177,7 +183,7 @@ class _Run:
                 loss = self.step_model(part, goal, tokens=targets.numel())
             # The unit-scaled loss hands back the gradient of the sum, so micro-batches add up by themselves.
             weight = self.loss_scale / (1 if self.unit else cfg.accumulate)
-            (loss if weight == 1 else loss * weight).backward()
+            (loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if self.loss_scale != 1:
             torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], self.loss_scale)
@@ -221,12 +227,12 @@ class _Run:
             self.save()
             raise
         if val_loss != val_loss:  # resumed at the very end
-            val_loss = evaluate(self.step_model, self.val, self.context())
+            val_loss = evaluate(self.model, self.step_model, self.val, self.context())
         return self.finish(val_loss, tokens_per_step)
 
     def evaluate(self) -> float:
         """Validation loss and, where asked, the casts' clipped and flushed shares, as metric rows."""
-        loss = evaluate(self.step_model, self.val, self.context())
+        loss = evaluate(self.model, self.step_model, self.val, self.context())
         self.metrics.append({"kind": "eval", "step": self.progress.step, "val_loss": loss})
         self.timing.append({"step": self.progress.step, "seconds": self.progress.seconds})
         if self.config.numerics.log_casts:
