@@ -1,0 +1,216 @@
+"""FP8 by plain cast: what is cast, to what, that it really happened, and that a must-fail control fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import isoscale as iso
+from isoscale._base.errors import ConfigError, PlanError
+from isoscale.formats.recipes import HEADS, OUT_PROJECTIONS, RECIPES, LayerFormats, Recipe
+from isoscale.models import Decoder, DecoderConfig
+from isoscale.numerics import CastLinear, cast_stats, convert, summary
+
+
+def decoder(**changes: object) -> Decoder:
+    """Width 32, depth 2, planned with seed 0."""
+    settings = {"vocab": 64, "width": 32, "depth": 2, "head_size": 16, **changes}
+    model = Decoder(DecoderConfig(**settings))  # type: ignore[arg-type]
+    iso.plan(model, "u-mup" if settings.get("scaling", "unit") == "unit" else "sp").apply(model)
+    return model
+
+
+IDS = torch.arange(96).view(4, 24) % 64
+
+
+def record(model: nn.Module) -> dict[tuple[str, str], list[Tensor]]:
+    """What every cast layer's matmuls saw, by intercepting the operands."""
+    from isoscale.numerics import cast_linear
+
+    seen: dict[tuple[str, str], list[Tensor]] = {}
+    real = cast_linear.matmul
+
+    def spy(a: Tensor, b: Tensor, a_format: str, b_format: str, scale: float, backend: str) -> Tensor:
+        for operand, fmt in ((a, a_format), (b, b_format)):
+            seen.setdefault((fmt, "operand"), []).append(operand.detach().clone())
+        return real(a, b, a_format, b_format, scale, backend)
+
+    cast_linear.matmul = spy  # type: ignore[attr-defined]
+    try:
+        model(IDS, IDS).backward()
+    finally:
+        cast_linear.matmul = real  # type: ignore[attr-defined]
+    return seen
+
+
+@pytest.mark.parametrize(("fmt", "dtype"), [("e4m3", ml_dtypes.float8_e4m3fn), ("e5m2", ml_dtypes.float8_e5m2),
+                                            ("bf16", ml_dtypes.bfloat16)])  # fmt: skip
+def test_operands_lie_on_their_grid(fmt: str, dtype: type) -> None:
+    """Every operand of every matmul is a value of its format: an outside oracle says so. fp32 operands do not pass."""
+    seen = record(convert(decoder(), "fp8"))
+    assert {name for name, _ in seen} == {"e4m3", "e5m2", "bf16"}
+    for operand in seen[fmt, "operand"]:
+        values = operand.numpy()
+        assert np.array_equal(values.astype(dtype).astype(np.float32), values)
+    off_grid = torch.randn(1000).numpy()
+    assert not np.array_equal(off_grid.astype(dtype).astype(np.float32), off_grid)
+
+
+def test_which_layers_get_what_is_visible() -> None:
+    model = convert(decoder(), "fp8")
+    found = summary(model)
+    assert found.backend == "emulated"
+    fp8 = {path for path, formats in found.layers.items() if formats.input == "e4m3"}
+    assert fp8 == {f"blocks.{i}.{leaf}" for i in (0, 1) for leaf in ("attn.qkv", "mlp.gate_up")}
+    assert {path for path in found.layers if path not in fp8} == {
+        "blocks.0.attn.out", "blocks.1.attn.out", "blocks.0.mlp.down", "blocks.1.mlp.down", "head"}  # fmt: skip
+    shown = repr(model)
+    assert "w e4m3, x e4m3, g e5m2, emulated" in shown
+    assert "w bf16, x bf16, g bf16, emulated" in shown
+
+
+def test_plan_rows_and_conversion_agree() -> None:
+    model = Decoder(DecoderConfig(vocab=64, width=32, depth=2))
+    plan = iso.plan(model, "u-mup", recipe="fp8")
+    convert(model, "fp8", plan=plan)
+    for path, formats in summary(model).layers.items():
+        assert plan.row(f"{path}.weight").formats == formats
+    assert {row.name for row in plan.rows} == {name for name, _ in model.named_parameters()}
+    with pytest.raises(PlanError, match="made for the recipe 'fp8'"):
+        convert(Decoder(DecoderConfig(vocab=64, width=32, depth=2)), "bf16", plan=plan)
+
+
+@pytest.mark.parametrize("scaling", ["unit", "plain"])
+def test_without_rounding_it_is_the_same_model(scaling: str) -> None:
+    """Formats left at fp32 but for one harmless one: values and gradients equal the unconverted model's."""
+    left, right = decoder(scaling=scaling), decoder(scaling=scaling)
+    wide = Recipe("wide", ((("*",), LayerFormats("fp32", "fp32", "bf16")),), "")
+    from isoscale.numerics import backend, cast_linear
+
+    real = cast_linear.cast_operand
+    convert(right, wide)
+    cast_linear.cast_operand = lambda x, fmt: x  # type: ignore[attr-defined]
+    try:
+        a, b = left(IDS, IDS), right(IDS, IDS)
+        a.backward()
+        b.backward()
+    finally:
+        cast_linear.cast_operand = real  # type: ignore[attr-defined]
+    assert backend.cast_operand is real
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    for (name, p), q in zip(left.named_parameters(), right.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=2e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("changes", [{"tied": True}, {"qk_norm": True, "norm": "trainable"}, {"kv_heads": 1}])
+def test_decoder_variants_convert_and_train(changes: dict[str, object]) -> None:
+    model = convert(decoder(**changes), "fp8")
+    loss = model(IDS, IDS)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_mup_readout_multiplier_survives_conversion() -> None:
+    model = decoder(scaling="plain", width=64)
+    plan = iso.plan(model, "mup", base=iso.Scale(width=16), recipe="bf16", hps={"lr": 0.01})
+    plan.apply(model)
+    before = model(IDS)
+    convert(model, "bf16", plan=plan)
+    torch.testing.assert_close(model(IDS), before, rtol=0.05, atol=2e-3)
+    assert model.head.multiplier == pytest.approx(0.25)
+
+
+def test_torch_linears_of_a_foreign_model() -> None:
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    before = model(torch.ones(3, 16))
+    convert(model, "fp8-all")
+    assert isinstance(model[0], CastLinear)
+    after = model(torch.ones(3, 16))
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(before, after, rtol=0.2, atol=0.1)
+
+
+def test_gradients_pushed_out_of_range_vanish() -> None:
+    """The control: at unit scale few gradients flush to zero; 2^-20 lower nearly all do.
+
+    The gradients of Q and K are below unit scale by theory (about 1/sqrt(head size)), so qkv has a wider band.
+    """
+    model = convert(decoder(), "fp8")
+    calm = cast_stats(model, lambda: model(IDS, IDS))
+    low = cast_stats(model, lambda: model(IDS, IDS) * 2.0**-20)
+
+    def flushed(rows: list[dict[str, object]], leaf: str) -> list[float]:
+        return [float(r["flushed"]) for r in rows if r["operand"] == "grad" and str(r["layer"]).endswith(leaf)]  # type: ignore[arg-type]
+
+    assert max(flushed(calm, "gate_up")) < 1e-3
+    assert max(flushed(calm, "qkv")) < 0.03
+    assert min(flushed(low, "gate_up") + flushed(low, "qkv")) > 0.5
+    assert {r["operand"] for r in calm} == {"weight", "input", "grad"}
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_gap_is_not_zero_and_not_large() -> None:
+    left, right = decoder(), convert(decoder(), "fp8")
+    a, b = left(IDS, IDS).item(), right(IDS, IDS).item()
+    assert a != b
+    assert abs(a - b) < 0.02
+
+
+def test_compiles_to_the_same_values() -> None:
+    model = convert(decoder(), "fp8")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(IDS, IDS), model(IDS, IDS), rtol=1e-6, atol=1e-6)
+
+
+def test_scaled_mm_on_the_cpu_is_an_oracle_for_the_emulation() -> None:
+    """torch's own FP8 product of the same codes, a reference loop on a CPU."""
+    from isoscale.numerics.backend import cast_operand, matmul
+
+    draw = torch.Generator().manual_seed(0)
+    a = cast_operand(torch.randn(32, 64, generator=draw), "e4m3")
+    b = cast_operand(torch.randn(48, 64, generator=draw), "e4m3").t()
+    ours = matmul(a, b, "e4m3", "e4m3", 0.125, "emulated")
+    theirs = matmul(a, b, "e4m3", "e4m3", 0.125, "scaled_mm")
+    torch.testing.assert_close(ours, theirs, rtol=2**-8, atol=2**-8)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_names_known_formats(name: str) -> None:
+    from isoscale.formats import by_name
+
+    for _, formats in RECIPES[name].layers:
+        for fmt in (formats.weight, formats.input, formats.grad):
+            assert by_name(fmt).bits <= 32
+    assert RECIPES[name].formats("blocks.3.attn.out") == RECIPES[name].formats("blocks.0.attn.out")
+    assert OUT_PROJECTIONS
+    assert HEADS
+
+
+def test_refusals() -> None:
+    with pytest.raises(ConfigError, match="unknown recipe"):
+        convert(decoder(), "fp9")
+    with pytest.raises(ConfigError, match="no FP8 matmul"):
+        convert(decoder(), "fp8", backend="scaled_mm")
+    with pytest.raises(ConfigError, match="unknown backend"):
+        convert(decoder(), "fp8", backend="fast")
+    with pytest.raises(PlanError, match="converted already"):
+        convert(convert(decoder(), "fp8"), "fp8")
+    with pytest.raises(PlanError, match="no linear layer"):
+        convert(nn.Sequential(nn.ReLU()), "fp8")
+    with pytest.raises(PlanError, match="lone linear"):
+        convert(nn.Linear(2, 2), "fp8")
+    assert convert(model := decoder(), "none") is model
+
+
+@pytest.mark.gpu
+def test_hardware_and_emulation_agree() -> None:
+    model = convert(decoder(width=64).cuda(), "fp8", backend="emulated")
+    twin = convert(decoder(width=64).cuda(), "fp8", backend="scaled_mm")
+    ids = IDS.cuda()
+    torch.testing.assert_close(model(ids), twin(ids), rtol=0.02, atol=0.02)
