@@ -24,8 +24,8 @@ from isoscale.sweep.transfer import transfer
 from isoscale.train.setup import meta_plan
 
 PROXY_LRS = tuple(2.0**e for e in (-2, -1, 0, 1, 2, 3, 4))
-SP_LRS = tuple(2.0**e for e in (-10, -9, -8, -7, -6, -5, -4))
-SP_STEPS_DOWN = (0, 1, 2)  # octaves below the carried LR that the wide SP model is also run at
+SP_LRS = tuple(2.0**e for e in (-10, -9, -8, -7, -6))
+SP_STEPS_DOWN = (0, 1)  # octaves below the carried LR that the wide SP model is also run at
 
 
 @dataclass(frozen=True)
