@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from isoscale.nn.factors import token_scale
-from isoscale.nn.scale import autocast_operands, is_one, times
+from isoscale.nn.scale import autocast_operands, is_one, may_overwrite, times
 
 
 def scaled_mm(left: Tensor, right: Tensor, alpha: float, like: Tensor | None = None) -> Tensor:
@@ -57,6 +57,13 @@ class _Linear(Function):
         eager = not torch.compiler.is_compiling()
         if eager and skip is not None and bias is None and skip.dtype == x.dtype:
             return torch.addmm(skip.reshape(-1, skip.shape[-1]), flat, weight.t(), beta=beta, alpha=alpha).view(shape)
+        gap = 1 - beta if eager else 0.0
+        wide = skip is not None and torch.promote_types(skip.dtype, x.dtype) == skip.dtype
+        if wide and skip is not None and bias is None and gap > 1e-9:
+            # A float32 stream beside a low-precision GEMM: with alpha / (1 - beta) the add is one lerp, in the memory
+            # that the wider copy of the product needs in any case.
+            out = scaled_mm(flat, weight.t(), alpha / gap).view(shape).to(skip.dtype)
+            return torch.lerp(skip, out, gap, out=out) if may_overwrite() else torch.lerp(skip, out, gap)
         if eager and bias is not None:
             out = torch.addmm(bias, flat, weight.t(), beta=bias_scale, alpha=alpha).view(shape)
         else:

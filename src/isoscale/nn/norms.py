@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from isoscale._base.errors import ConfigError
 from isoscale.nn.factors import token_scale
-from isoscale.nn.scale import scale_bwd, times
+from isoscale.nn.scale import may_overwrite, scale_bwd, times
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -40,7 +40,9 @@ def _normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def _normalise_backward(grad: Tensor, normed: Tensor, reciprocal: Tensor, scale: float) -> Tensor:
     """`scale * dL/dx` for `normed = x * reciprocal`: `reciprocal * (grad - normed * mean(grad * normed))`."""
     mean = (grad * normed).sum(-1, keepdim=True) * (-1 / normed.shape[-1])
-    return torch.addcmul(grad, normed, mean) * times(reciprocal, scale)
+    out = torch.addcmul(grad, normed, mean)
+    row = times(reciprocal, scale)
+    return out.mul_(row) if may_overwrite() else out * row
 
 
 class _NormSplit(Function):
@@ -68,7 +70,8 @@ class _NormSplit(Function):
             return (None if grad_skip is None else times(grad_skip, ctx.skip_scale)), None, None, None
         dx = _normalise_backward(_wide(grad), _wide(normed), reciprocal, ctx.branch_scale)
         if grad_skip is not None:
-            dx = torch.add(dx, grad_skip, alpha=ctx.skip_scale)
+            add = dx.add_ if may_overwrite() else dx.add
+            dx = add(grad_skip, alpha=ctx.skip_scale)
         return dx.to(normed.dtype), None, None, None
 
 

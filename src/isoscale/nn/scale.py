@@ -28,6 +28,16 @@ def times(x: Tensor, factor: Factor) -> Tensor:
     return x if is_one(factor) else x * factor
 
 
+def may_overwrite() -> bool:
+    """Whether a result just made may be overwritten: eager, outside torch.func, no graph recorded.
+
+    Fresh memory is what costs on a CPU: a pass into it takes several times a pass in place.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
+
+
 def compute_dtype(x: Tensor) -> torch.dtype | None:
     """The autocast dtype in force on the device of `x`, or None outside autocast."""
     kind = x.device.type
