@@ -41,18 +41,19 @@ def cell(scheme: str, width: int, log2_lr: float, seed: int) -> Cell:
 
 
 def cells() -> list[Cell]:
-    """Most telling first: one seed everywhere, then the others, then the widest."""
+    """Most telling first: one seed at both ends, u-muP's other seeds, muP near its optimum, then the rest."""
+    ours = SCHEMES["u-mup"][1]
     out = [cell(s, w, e, 0) for w in (64, 256) for s in ("u-mup", "sp", "sp-lecun") for e in SCHEMES[s][1]]
-    out += [cell(s, 128, e, 0) for s in ("u-mup", "sp", "sp-lecun") for e in SCHEMES[s][1]]
-    out += [cell("u-mup", w, e, seed) for w in (64, 128) for seed in (1, 2) for e in SCHEMES["u-mup"][1]]
+    out += [cell("u-mup", 128, e, 0) for e in ours]
     out += [cell("u-mup", 256, e, seed) for seed in (1, 2) for e in (0, 1, 2)]
-    out += [cell("mup", w, e, 0) for w in (64, 128, 256) for e in SCHEMES["mup"][1]]
-    if "mup-tuned" in SCHEMES:
-        out += [cell("mup-tuned", w, e, 0) for w in (64, 128, 256) for e in SCHEMES["mup-tuned"][1]]
+    out += [cell("u-mup", w, e, seed) for w in (64, 128) for seed in (1, 2) for e in ours]
+    rivals = [name for name in ("mup", "mup-tuned") if name in SCHEMES]
+    out += [cell(s, 64, e, 0) for s in rivals for e in SCHEMES[s][1]]
+    out += [cell(s, w, e, 0) for w in (256, 128) for s in rivals for e in (-9, -8, -7, -6)]
     out += [cell(s, 64, e, seed) for s in ("sp", "sp-lecun") for seed in (1, 2) for e in SCHEMES[s][1]]
-    out += [cell("u-mup", 32, e, 0) for e in SCHEMES["u-mup"][1]]
-    out += [cell(s, 128, e, seed) for s in ("sp", "sp-lecun") for seed in (1, 2) for e in SCHEMES[s][1]]
+    out += [cell("u-mup", 32, e, 0) for e in ours]
     out += [cell("u-mup", 512, e, 0) for e in (0, 1, 2)]
+    out += [cell(s, 128, e, 0) for s in ("sp", "sp-lecun") for e in SCHEMES[s][1]]
     return out
 
 

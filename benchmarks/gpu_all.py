@@ -1,0 +1,108 @@
+"""Everything that wants a GPU, in one call: FP8 tensor cores against emulation and BF16, and the step's overhead.
+
+Prints a table per part; with --out appends JSON lines. Without CUDA it says so and ends with 1.
+
+    python benchmarks/gpu_all.py --out docs/results/data/gpu.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import isoscale as iso
+from isoscale.models import Decoder, DecoderConfig
+from isoscale.numerics.backend import cast_operand, has_scaled_mm, matmul
+
+
+def ms(run: Callable[[], object], rounds: int = 30) -> float:
+    """Median milliseconds of a call on the GPU."""
+    for _ in range(5):
+        run()
+    times = []
+    for _ in range(rounds):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def matmuls() -> list[dict[str, object]]:
+    """One FP8 product per size: tensor cores (codes and casts included), emulation, BF16; and how far they differ."""
+    rows: list[dict[str, object]] = []
+    for size in (1024, 2048, 4096, 8192):
+        draw = torch.Generator(device="cuda").manual_seed(0)
+        a = cast_operand(torch.randn(size, size, device="cuda", generator=draw), "e4m3")
+        b = cast_operand(torch.randn(size, size, device="cuda", generator=draw), "e4m3").t()
+        low, high = a.bfloat16(), b.bfloat16()
+        scale = size**-0.5
+        real = matmul(a, b, "e4m3", "e4m3", scale, "scaled_mm")
+        emulated = matmul(a, b, "e4m3", "e4m3", scale, "emulated")
+        rows.append({
+            "part": "matmul", "size": size, "scaled_mm_ms": ms(lambda: matmul(a, b, "e4m3", "e4m3", scale, "scaled_mm")),
+            "emulated_ms": ms(lambda: matmul(a, b, "e4m3", "e4m3", scale, "emulated")), "bf16_ms": ms(lambda: low @ high),
+            "largest_difference": float((real - emulated).abs().max()),
+        })  # fmt: skip
+    return rows
+
+
+def steps() -> list[dict[str, object]]:
+    """A training step of unit and plain decoders, eager and compiled, bf16 autocast, interleaved."""
+    rows: list[dict[str, object]] = []
+    for width in (512, 1024):
+        ids = torch.randint(0, 256, (16, 256), device="cuda")
+        runs: dict[str, Callable[[], None]] = {}
+        for scaling, name, recipe in (("plain", "sp", "none"), ("unit", "u-mup", "none"), ("unit", "u-mup", "fp8")):
+            for compiled in (False, True):
+                model = Decoder(DecoderConfig(width=width, depth=4, head_size=64, scaling=scaling)).cuda()  # type: ignore[arg-type]
+                plan = iso.plan(model, name, hps={"lr": 1e-3}, recipe=recipe)
+                plan.apply(model)
+                iso.numerics.convert(model, recipe, plan=plan)
+                optimizer = torch.optim.AdamW(plan.param_groups(model), fused=True)
+                call = torch.compile(model) if compiled else model
+
+                def step(call: object = call, optimizer: torch.optim.Optimizer = optimizer) -> None:
+                    optimizer.zero_grad(set_to_none=True)
+                    with torch.autocast("cuda", torch.bfloat16):
+                        loss = call(ids, ids)  # type: ignore[operator]
+                    loss.backward()
+                    optimizer.step()
+
+                runs[f"{name} {recipe} {'compiled' if compiled else 'eager'}"] = step
+        for run in runs.values():
+            for _ in range(5):
+                run()
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(50):
+            for name, run in runs.items():
+                torch.cuda.synchronize()
+                begun = time.perf_counter()
+                run()
+                torch.cuda.synchronize()
+                times[name].append(time.perf_counter() - begun)
+        rows += [{"part": "step", "width": width, "what": name, "ms": 1e3 * statistics.median(seconds)}
+                 for name, seconds in times.items()]  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("no CUDA device here: nothing to measure")
+    print(torch.cuda.get_device_name(), "FP8 matmul:", has_scaled_mm(torch.device("cuda")))
+    for row in [*(matmuls() if has_scaled_mm(torch.device("cuda")) else []), *steps()]:
+        print(row)
+        if arguments.out:
+            with arguments.out.open("a") as log:
+                log.write(json.dumps({**row, "device": torch.cuda.get_device_name(), "torch": torch.__version__}) + "\n")
