@@ -98,6 +98,15 @@ def _plain(value: object, place: str) -> object:
     raise ConfigError("this value has no JSON form", key=place, value=value, hint="a number, text, list or dict")
 
 
+def dumps(value: object, *, indent: int | None = None) -> str:
+    """Plain values as strict JSON text; NaN and infinities become strings, as in rows.
+
+    Raises:
+        ConfigError: a value has no JSON form.
+    """
+    return json.dumps(_plain(value, "value"), allow_nan=False, indent=indent)
+
+
 def _restore(value: object) -> Any:
     if isinstance(value, str):
         return _FLOATS.get(value, value)

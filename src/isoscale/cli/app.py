@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words or os.environ.get("ISOSCALE_DEBUG") == "1"
     as_json = "--json" in words
     words = [word for word in words if word != "--debug"]
-    signal.signal(signal.SIGTERM, _terminate)
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminate) if main_thread else None
     code = 0
     try:
         result = app(words, standalone_mode=False, prog_name="isoscale")
@@ -54,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Exit as end:
         code = end.exit_code
     except _ClickError as error:
+        if as_json:
+            print(json.dumps({"error": str(error)}))
         error.show()  # type: ignore[attr-defined]
         code = 2
     except (KeyboardInterrupt, typer.Abort):
@@ -66,6 +70,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(_as_json(error)))
         print(f"isoscale: {error}", file=sys.stderr)
         code = 2
+    except BrokenPipeError:  # `isoscale plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if debug:
+            raise
+        reason = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        if as_json:
+            print(json.dumps({"error": reason}))
+        print(f"isoscale: {reason}", file=sys.stderr)
+        code = 2
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     if arguments is None:
         sys.exit(code)
     return code

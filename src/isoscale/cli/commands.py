@@ -12,13 +12,13 @@ from isoscale.cli.sweep import sweep
 from isoscale.cli.train import train
 from isoscale.cli.transfer import transfer
 
-app.command("quickstart")(quickstart)
-app.command("init")(init)
-app.command("plan")(plan)
-app.command("sweep")(sweep)
-app.command("transfer")(transfer)
-app.command("train")(train)
-app.command("eval")(evaluate)
-app.command("generate")(generate)
-app.command("report")(report)
-app.command("doctor")(doctor)
+app.command("quickstart", short_help="The whole job: tune, transfer, train in FP8, compare.")(quickstart)
+app.command("init", short_help="Write a commented config file.")(init)
+app.command("plan", short_help="Print what every tensor gets, and why.")(plan)
+app.command("sweep", short_help="Search hyperparameters on the proxy.")(sweep)
+app.command("transfer", short_help="Carry a sweep's winner to a bigger model.")(transfer)
+app.command("train", short_help="Train one model.")(train)
+app.command("eval", short_help="Evaluate a run's newest checkpoint.")(evaluate)
+app.command("generate", short_help="Sample text from a run.")(generate)
+app.command("report", short_help="Write one static HTML page about a folder.")(report)
+app.command("doctor", short_help="Say what this machine can do.")(doctor)

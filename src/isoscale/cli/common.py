@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,5 +32,17 @@ def load_config(preset: str | None, file: Path | None, sets: list[str] | None, d
 
 
 def emit(as_json: bool, data: dict[str, Any], text: str) -> None:
-    """One JSON object, or the text."""
-    typer.echo(json.dumps(data, default=str) if as_json else text)
+    """One JSON object (strict: NaN and infinities are strings), or the text."""
+    typer.echo(json.dumps(_strict(data), default=str, allow_nan=False) if as_json else text)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return _strict(asdict(value))
+    return value

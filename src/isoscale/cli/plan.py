@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from isoscale.cli.common import AsJson, ConfigFile, Preset, Sets, emit, load_config
+
+if TYPE_CHECKING:
+    from isoscale.planning import Change
 
 
 def plan(
@@ -17,7 +20,7 @@ def plan(
                                                 "from.", metavar="NAME")] = None,
     against: Annotated[str | None, typer.Option("--diff", help="Another config file or preset; prints what changes "
                                                 "from it to this one.", metavar="OTHER")] = None,
-    vocab: Annotated[int, typer.Option("--vocab", help="Number of token ids.")] = 256,
+    vocab: Annotated[int, typer.Option("--vocab", min=2, max=2**24, help="Number of token ids.")] = 256,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Print the plan: init, learning rate, decay, factors and formats per tensor, with reasons.
@@ -48,8 +51,7 @@ def plan(
         is_file = Path(against).exists()
         other = load_config(None if is_file else against, Path(against) if is_file else None, None)
         changes = meta_plan(other.config, vocab).diff(made)
-        lines = [f"{c.name}  {c.quantity}: {_show(c.left)} -> {_show(c.right)}" + (f"\n    {c.reason}" if c.reason else "")
-                 for c in changes]  # fmt: skip
+        lines = [line for c in changes for line in describe(c)]
         emit(as_json, {"changes": [vars(c) for c in changes]}, "\n".join(lines) or "no difference")
         return
     size = cost(made.rows, width=settings.model.width, depth=settings.model.depth, seq_len=settings.data.seq_len)
@@ -60,6 +62,34 @@ def plan(
         f", {size.low_precision_share:.0%} of the linear FLOPs below 16 bits"
     )
     emit(as_json, {"plan": json.loads(made.to_json()), "cost": vars(size), "tokens": tokens}, f"{made}\n\n{tail}")
+
+
+def describe(change: Change, *, reason: bool = True) -> list[str]:
+    """One change in a line or two that fit 80 columns where they can."""
+    left, right = _show(change.left), _show(change.right)
+    if change.quantity == "formats":
+        left, right = _formats(change.left), _formats(change.right)
+    elif change.quantity == "factors":
+        left, right = _apart(change.left, change.right)
+    line = f"{change.name}  {change.quantity}: {left} -> {right}"
+    why = f"    = {change.reason.partition(' = ')[2] or change.reason}" if change.reason and reason else ""
+    return [line, why] if why else [line]
+
+
+def _formats(value: Any) -> str:
+    """weight/input/grad, as in the plan's table."""
+    fields = getattr(value, "__dataclass_fields__", None)
+    return "/".join(getattr(value, name) for name in fields) if fields else _show(value)
+
+
+def _apart(left: Any, right: Any) -> tuple[str, str]:
+    """Only the fields in which two records differ."""
+    try:
+        names = [name for name in left.__dataclass_fields__ if getattr(left, name) != getattr(right, name)]
+        sides = [", ".join(f"{name} {_show(getattr(side, name))}" for name in names) for side in (left, right)]
+    except AttributeError:
+        return _show(left), _show(right)
+    return sides[0], sides[1]
 
 
 def _show(value: object) -> str:

@@ -48,7 +48,8 @@ def quickstart(
         def stage(text: str) -> None:
             nonlocal count
             count += 1
-            progress.console.print(f"[{count}/3] {text}", markup=False)
+            if not quiet:
+                progress.console.print(f"[{count}/3] {text}", markup=False)
             progress.update(task, description=f"stage {count} of 3", total=None, completed=0, info="starting workers")
 
         def on_sweep(status: Status) -> None:
@@ -70,15 +71,21 @@ def quickstart(
 def closing(result: dict[str, Any]) -> str:
     """The last screen: transferred HPs, losses, FP8 gap, control, report."""
     target, sp, proxy = result["target"], result["sp"], result["proxy"]
-    return f"""
-Transferred, unchanged:   lr = {result["lr"]:g} (base units), tuned at width {proxy["width"]}
-
-                          validation loss, nats/byte
-  u-muP proxy   width {proxy["width"]:4d}   {proxy["loss"]:.4f}
-  u-muP target  width {target["width"]:4d}   {target["loss_fp32"]:.4f}   fp32
-  u-muP target  width {target["width"]:4d}   {target["loss_fp8"]:.4f}   fp8 ({target["backend"]}), gap {target["fp8_gap"]:+.4f}
-  SP proxy      width {proxy["width"]:4d}   {sp["proxy_loss"]:.4f}   lr {sp["lr"]:g}
-  SP target     width {target["width"]:4d}   {sp["target_loss"]:.4f}   the same lr, carried over
-  SP target     width {target["width"]:4d}   {sp["target_best_loss"]:.4f}   lr {sp["target_best_lr"]:g}, the best of those tried
-
-{result["seconds"]:.0f} s. Report: {result["report"]}"""
+    small, wide = f"width {proxy['width']:4d}", f"width {target['width']:4d}"
+    fp8 = f"{target['recipe']} ({target['backend']}), gap {target['fp8_gap']:+.4f}"
+    lines = [
+        "",
+        f"Transferred, unchanged:   lr = {result['lr']:g} (base units), tuned at width {proxy['width']}",
+        "",
+        "                          validation loss, nats/token",
+        f"  u-muP proxy   {small}   {proxy['loss']:.4f}",
+        f"  u-muP target  {wide}   {target['loss_fp32']:.4f}   fp32",
+        f"  u-muP target  {wide}   {target['loss_fp8']:.4f}   {fp8}",
+        f"  SP proxy      {small}   {sp['proxy_loss']:.4f}   lr {sp['lr']:g}",
+        f"  SP target     {wide}   {sp['target_loss']:.4f}   the same lr, carried over",
+        f"  SP target     {wide}   {sp['target_best_loss']:.4f}   lr {sp['target_best_lr']:g}, best of those tried",
+        "",
+        *(f"warning: {text}" for text in result["warnings"]),
+        f"{result['seconds']:.0f} s. Report: {result['report']}",
+    ]
+    return "\n".join(lines)

@@ -44,15 +44,15 @@ def transfer(
     """
     from dataclasses import asdict
 
-    from isoscale.cli.plan import _show
+    from isoscale.cli.plan import describe
     from isoscale.sweep import load
     from isoscale.sweep import transfer as carry
     from isoscale.sweep.space import show
     from isoscale.train.data import load_corpus
 
     values = flatten(set_ or [])
-    values |= {key: value for key, value in (("model.width", width), ("model.depth", depth), ("numerics.recipe", recipe))
-               if value is not None}  # fmt: skip
+    flags = {"model.width": width, "model.depth": depth, "numerics.recipe": recipe}
+    values |= {key: value for key, value in flags.items() if value is not None}
     if not values:
         raise ConfigError("say what the target is", key="--width", hint="--width 256")
     result = load(source)
@@ -64,7 +64,7 @@ def transfer(
              "what the target's tensors get:"]  # fmt: skip
     for change in made.changes:
         if change.quantity in ("lr", "init_std", "weight_decay", "eps", "multiplier", "formats"):
-            lines.append(f"  {change.name}  {change.quantity}: {_show(change.left)} -> {_show(change.right)}")
+            lines += [f"  {line}" for line in describe(change, reason=False)]
     lines += [f"warning: {text}" for text in made.warnings]
     summary: dict[str, object] = {"hps": dict(made.hps), "warnings": list(made.warnings),
                                   "target": made.target.model_dump(mode="json")}  # fmt: skip

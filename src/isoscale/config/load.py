@@ -75,7 +75,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError("no such config file", key="--config", value=str(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the config file cannot be read: {error}", place=str(path)) from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError, or a number or nesting beyond all bounds
         raise ConfigError(f"not valid TOML: {error}", place=str(path)) from None
 
 
@@ -91,7 +91,7 @@ def parse_set(text: str) -> dict[str, Any]:
         raise ConfigError("a setting is written key=value", key="--set", value=text, hint="--set model.width=256")
     try:
         value: Any = tomllib.loads(f"x = {raw}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = raw
     for part in reversed(key.split(".")):
         value = {part: value}
@@ -99,13 +99,29 @@ def parse_set(text: str) -> dict[str, Any]:
     return tree
 
 
+def _place(key: str, origins: Mapping[str, str]) -> str:
+    """The layer that set a key, or the key it is an item of, or, for a section, whatever was set in it last."""
+    parts = key.split(".")
+    for end in range(len(parts), 0, -1):
+        if (name := ".".join(parts[:end])) in origins:
+            return origins[name]
+    return next((origin for name, origin in reversed(list(origins.items())) if name.startswith(f"{key}.")), "")
+
+
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> IsoscaleError:
     found: list[IsoscaleError] = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
-        place = next((origins[k] for k in (key, *(o for o in origins if o.startswith(key) or key.startswith(o)))
-                      if k in origins), "")  # fmt: skip
-        if item["type"] == "extra_forbidden":
+        place = _place(key, origins)
+        if item["type"] == "together":
+            ctx, section = item["ctx"], item["input"]
+            full, value = f"{key}.{ctx['key']}", None
+            if isinstance(section, Mapping):
+                value = section.get(str(ctx["key"]).partition(".")[0])
+                value = value.get(ctx["key"].partition(".")[2]) if isinstance(value, Mapping) else value
+            found.append(ConfigError(item["msg"], key=full, value=value, place=origins.get(full, place),
+                                     hint=ctx["hint"][:300]))  # fmt: skip
+        elif item["type"] == "extra_forbidden":
             tail = key.rsplit(".", 1)[-1]
             same = [known for known in known_keys() if known.rsplit(".", 1)[-1] == tail]
             hint = f"did you mean {same[0]}?" if same else did_you_mean(key, known_keys())
@@ -152,5 +168,6 @@ def load(
     for name, layer in layers:
         tree = _merge(tree, layer)
         for key, _ in _leaves(layer):
+            origins.pop(key, None)  # so that the order is that of the setting
             origins[key] = name
     return Loaded(build(tree, origins), origins)

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from isoscale._base.errors import did_you_mean
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+# The bounds are far outside of what anybody trains; inside them no product of settings over- or underflows a float.
+Positive = Annotated[float, Field(ge=1e-30, le=1e30, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
+Size = Annotated[int, Field(ge=1, le=2**20)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def _wrong(key: str, message: str, hint: str) -> PydanticCustomError:
+    """A refusal that involves several fields: which key to look at, what is wrong, what to write."""
+    # pydantic fills {key} and {hint} in, so the parts travel as context
+    return PydanticCustomError("together", "{text}", {"text": message, "key": key, "hint": hint})
 
 
 class Section(BaseModel):
@@ -53,11 +62,13 @@ class HpsSection(Section):
 class ModelSection(Section):
     """The decoder's shape."""
 
-    width: Count = Field(64, description="model width, features")
-    depth: Count = Field(4, description="number of blocks")
-    head_size: Count = Field(16, description="features per attention head")
-    kv_heads: Count | None = Field(None, description="key/value heads (GQA); none: as many as query heads")
-    ffn_ratio: Positive = Field(3.0, description="FFN hidden size / width")
+    width: Size = Field(64, description="model width, features")
+    depth: Annotated[int, Field(ge=1, le=4096)] = Field(4, description="number of blocks")
+    head_size: Size = Field(16, description="features per attention head, even")
+    kv_heads: Size | None = Field(None, description="key/value heads (GQA); none: as many as query heads")
+    ffn_ratio: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] = Field(
+        3.0, description="FFN hidden size / width"
+    )
     qk_norm: bool = False
     norm: Literal["plain", "trainable"] = Field("plain", description="plain: RMSNorm without a gain")
     tied: bool = Field(False, description="readout shares the embedding's weight")
@@ -65,20 +76,26 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _heads(self) -> ModelSection:
+        if self.head_size % 2:
+            near = f"model.head_size = {self.head_size + 1}"
+            raise _wrong("head_size", f"head_size {self.head_size} is odd; rotary positions need an even one", near)
         if self.width % self.head_size:
-            near = max(self.head_size, round(self.width / self.head_size) * self.head_size)
-            raise ValueError(f"width {self.width} is not divisible by head_size {self.head_size}; try width {near}")
+            near = f"model.width = {max(self.head_size, round(self.width / self.head_size) * self.head_size)}"
+            raise _wrong("width", f"width {self.width} is not divisible by head_size {self.head_size}", near)
         heads = self.width // self.head_size
         if self.kv_heads is not None and heads % self.kv_heads:
-            raise ValueError(f"kv_heads {self.kv_heads} does not divide the {heads} query heads")
+            near = f"one of {[n for n in range(1, min(heads, 64) + 1) if heads % n == 0]}"
+            raise _wrong("kv_heads", f"kv_heads {self.kv_heads} does not divide the {heads} query heads", near)
+        if round(self.width * self.ffn_ratio) < 1:
+            raise _wrong("ffn_ratio", f"ffn_ratio {self.ffn_ratio} leaves no hidden feature", "model.ffn_ratio = 3.0")
         return self
 
 
 class BaseSection(Section):
     """Where the hyperparameters were tuned. Needed where a rule has ratios (muP); u-muP needs none."""
 
-    width: Count | None = None
-    depth: Count | None = None
+    width: Size | None = None
+    depth: Size | None = None
 
 
 class DataSection(Section):
@@ -86,7 +103,7 @@ class DataSection(Section):
 
     source: str | tuple[str, ...] = Field("builtin:austen+web", description="builtin:..., files or folders")
     tokenizer: str = Field("bytes", description="bytes, bpe:SIZE, or a tokenizer.json")
-    seq_len: Annotated[int, Field(ge=2)] = Field(128, description="tokens per sequence")
+    seq_len: Annotated[int, Field(ge=2, le=2**24)] = Field(128, description="tokens per sequence")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="tail of each text kept for validation")
     cache: str | None = Field(None, description="folder of cached tokens")
 
@@ -116,7 +133,9 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _divides(self) -> TrainSection:
         if self.batch % self.accumulate:
-            raise ValueError(f"batch {self.batch} is not divisible by accumulate {self.accumulate}")
+            near = [n for n in range(1, min(self.batch, 64) + 1) if self.batch % n == 0]
+            text = f"batch {self.batch} is not divisible by accumulate {self.accumulate}"
+            raise _wrong("accumulate", text, f"one of {near}")
         return self
 
 
@@ -141,7 +160,9 @@ class SweepSection(Section):
         default_factory=_default_space,
         description="hyperparameter -> values tried, in base units (random: log-uniform between the ends)",
     )
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="each point is trained once per seed; empty: the run's own seed"
+    )
     trials: Count | None = Field(None, description="random: how many points")
     workers: Count = Field(2, description="processes, one pinned thread each")
     budget_runs: Count | None = None
@@ -153,11 +174,15 @@ class SweepSection(Section):
         known = set(HpsSection.model_fields)
         for name, values in self.space.items():
             if name not in known:
-                raise ValueError(f"space.{name} is no hyperparameter; {did_you_mean(name, known)}")
+                raise _wrong(f"space.{name}", f"{name!r} is no hyperparameter", did_you_mean(name, sorted(known)))
             if not values:
-                raise ValueError(f"space.{name} is empty")
-        if not self.seeds:
-            raise ValueError("seeds is empty")
+                raise _wrong(f"space.{name}", "no values to try", f"sweep.space = {{ {name} = [0.5, 1.0, 2.0] }}")
+            for value in values:
+                try:
+                    HpsSection.model_validate({name: value})
+                except ValidationError as error:
+                    text = error.errors()[0]["msg"]
+                    raise _wrong(f"space.{name}", f"{name} cannot be {value}: {text}", "other values") from None
         return self
 
 
@@ -183,11 +208,13 @@ class RunConfig(Section):
         """
         from isoscale.config.load import build
 
-        tree = self.model_dump(mode="python")
+        tree = self.model_dump(mode="python", exclude_unset=True)
         for key, value in values.items():
             *path, leaf = key.split(".")
             node = tree
             for part in path:
-                node = node.setdefault(part, {})
+                if not isinstance(node.get(part), dict):
+                    node[part] = {}  # no section: `build` says so
+                node = node[part]
             node[leaf] = value
         return build(tree)

@@ -29,7 +29,9 @@ def site_scales(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[SiteScale,
     """One forward and backward pass with the model's probe; the scales in forward order.
 
     Args:
-        model: a model whose forward takes `probe=` and returns a scalar loss with these arguments.
+        model: a model whose forward takes `probe=` and returns a scalar loss.
+        *args: of its forward.
+        **kwargs: of its forward.
     """
     seen: list[tuple[str, str, float, list[float]]] = []
 
@@ -42,9 +44,10 @@ def site_scales(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[SiteScale,
         seen.append((path, port, _rms(value) * factor, grads))
 
     model.zero_grad(set_to_none=True)
-    loss = model(*args, probe=probe, **kwargs)
-    loss.backward()
-    model.zero_grad(set_to_none=True)
+    try:
+        model(*args, probe=probe, **kwargs).backward()
+    finally:
+        model.zero_grad(set_to_none=True)
     return tuple(SiteScale(path, port, rms, grads[0] if grads else None) for path, port, rms, grads in seen)
 
 

@@ -1,4 +1,4 @@
-"""Searches over hyperparameters in base units: space, strategies, an Optuna study in the run folder, worker processes."""
+"""Searches over hyperparameters in base units: space, strategies, an Optuna study in the folder, worker processes."""
 
 from isoscale.sweep.quickstart import Display, quickstart
 from isoscale.sweep.result import SweepResult, TrialRow, load

@@ -6,14 +6,15 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from isoscale._base.errors import NonFiniteError
+from isoscale._base.errors import IsoscaleError
 from isoscale.config import RunConfig
+from isoscale.sweep.one import run_one, stop_politely
 from isoscale.sweep.study import PINNED
-from isoscale.train import train
 
 WATCH = 0.5  # seconds between looks at the metric files
 
@@ -30,10 +31,7 @@ class PoolStatus:
 
 
 def _train(config: RunConfig, folder: Path) -> float:
-    try:
-        return train(config, folder, resume=True).val_loss
-    except NonFiniteError:
-        return float("inf")
+    return run_one(config, folder)[0]
 
 
 def _lines(path: Path) -> int:
@@ -61,7 +59,7 @@ def run_all(
     os.environ.update(PINNED)  # the spawned processes inherit it
     started, first = time.perf_counter(), _steps(jobs, out)
     try:
-        with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=stop_politely) as pool:
             futures: dict[Future[float], str] = {
                 pool.submit(_train, config, out / name): name for name, config in jobs.items()
             }
@@ -76,9 +74,13 @@ def run_all(
                         rate = (done - first) / (time.perf_counter() - started)
                         left = (total - done) / rate if rate > 0 else float("nan")
                         on_status(PoolStatus(done, total, len(jobs) - len(pending), len(jobs), left))
+            except BrokenProcessPool:
+                hint = "is there enough memory? --resume continues where it was"
+                raise IsoscaleError("a training process was killed", place=str(out), hint=hint) from None
             except BaseException:
+                workers_now = list((pool._processes or {}).values())
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in list((pool._processes or {}).values()):
+                for process in workers_now:
                     process.terminate()
                 raise
             return {name: future.result() for future, name in futures.items()}

@@ -116,6 +116,12 @@ def make(section: SweepSection, seed: int) -> Strategy:
     table: Mapping[str, type[LrLine] | type[Independent]] = {"lr-line": LrLine, "independent": Independent}
     if section.strategy == "random":
         return Random(section, seed)
+    ignored = [name for name in section.space if name != "lr"]
+    if section.strategy == "lr-line" and ignored:
+        raise ConfigError(
+            f"the LR line tries lr only, not {', '.join(ignored)}", key="sweep.space", value=ignored,
+            hint="sweep.strategy=independent tries one line per hyperparameter",
+        )  # fmt: skip
     if section.strategy not in table:
         raise ConfigError(
             f"unknown strategy {section.strategy!r}",

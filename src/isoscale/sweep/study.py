@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,14 +14,15 @@ import optuna
 
 from isoscale._base.errors import ConfigError, IsoscaleError
 from isoscale._base.files import atomic_write
+from isoscale._base.log import dumps
 from isoscale.config import RunConfig
 from isoscale.sweep.budget import affordable
-from isoscale.sweep.result import SweepResult, means, summarise, trial_rows
+from isoscale.sweep.result import SweepResult, TrialRow, means, summarise, trial_rows
 from isoscale.sweep.space import Point, identity, show
 from isoscale.sweep.store import RETRIES, open_study
 from isoscale.sweep.strategies import make
 from isoscale.train.data import load_corpus
-from isoscale.train.folder import claim
+from isoscale.train.folder import check, claim, locked
 from isoscale.train.setup import meta_plan
 
 WATCH = 0.5  # seconds between looks
@@ -51,9 +51,9 @@ class Status:
 
 def _spawn(out: Path, number: int) -> subprocess.Popen[bytes]:
     env = {**os.environ, **PINNED}
-    log = (out / f"worker_{number}.log").open("ab")
     command = [sys.executable, "-m", "isoscale.sweep.worker", str(out), str(os.getpid())]
-    return subprocess.Popen(command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    with (out / f"worker_{number}.log").open("ab") as log:
+        return subprocess.Popen(command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
 
 def sweep(
@@ -72,26 +72,29 @@ def sweep(
             last line of their log).
     """
     out = Path(out).resolve()
+    check(out, config, resume=resume, kind="sweep")
     corpus = load_corpus(config.data.source, config.data.tokenizer, val_fraction=config.data.val_fraction,
                          cache=Path(config.data.cache) if config.data.cache else None,
                          seq_len=config.data.seq_len)  # fmt: skip
     meta_plan(config, corpus.vocab)  # a config that no trial could run is refused here
     strategy, limit = make(config.sweep, config.seed), affordable(config, corpus.vocab)
-    claim(out, config, resume=resume)
-    study = open_study(out, create=True)
-    study.set_user_attr("stop", False)
-    watch = _Watch(out, config, study, on_status)
-    try:
-        phase = 0
-        while (points := strategy.next_points(phase, means(trial_rows(study)))) is not None:
-            cut = watch.enqueue(points, limit)
-            watch.drain()
-            if cut:
-                break
-            phase += 1
-    finally:
-        study.set_user_attr("stop", True)
-        watch.close()
+    with locked(out):
+        claim(out, config, resume=resume, kind="sweep")
+        study = open_study(out, create=True)
+        study.set_user_attr("stop", False)
+        watch = _Watch(out, config, study, on_status)
+        try:
+            watch.revive()
+            phase = 0
+            while (points := strategy.next_points(phase, means(trial_rows(study)))) is not None:
+                cut = watch.enqueue(points, limit)
+                watch.drain()
+                if cut:
+                    break
+                phase += 1
+        finally:
+            study.set_user_attr("stop", True)
+            watch.close()
     result = summarise(out, config, study)
     if not result.best:
         raise ConfigError(
@@ -100,7 +103,7 @@ def sweep(
             place=str(out),
             hint="lower learning rates; the trials' folders hold the details",
         )
-    atomic_write(out / "sweep.json", json.dumps(result.to_dict(), indent=1))
+    atomic_write(out / "sweep.json", dumps(result.to_dict(), indent=1))
     return result
 
 
@@ -113,11 +116,32 @@ class _Watch:
         self.out, self.config, self.study, self.on_status = out, config, study, on_status
         self.workers: list[subprocess.Popen[bytes]] = []
         self.deaths, self.begun, self.before = 0, time.perf_counter(), 0
+        self.revived: dict[str, int] = {}
+
+    def revive(self) -> list[TrialRow]:
+        """Put trials back into the queue whose worker was interrupted; those that an error ended are returned.
+
+        Called at the start too, where a resumed sweep gives every failed trial another chance, errors included.
+        """
+        start, lost = not self.workers, []
+        errors = {t.user_attrs["id"]: t.user_attrs["error"] for t in self.study.get_trials(deepcopy=False)
+                  if "error" in t.user_attrs}  # fmt: skip
+        for row in trial_rows(self.study):
+            if row.state != "failed":
+                continue
+            count = self.revived.get(row.id, 0)
+            if not start and (row.id in errors or count > RETRIES):
+                lost.append(row)
+                continue
+            self.revived[row.id] = count + 1
+            attrs = {"id": row.id, "point": dict(row.point), "seed": row.seed}
+            self.study.enqueue_trial(dict(row.point), user_attrs=attrs)
+        return lost
 
     def enqueue(self, points: list[Point], limit: float) -> bool:
         """Add the phase's (point, seed) pairs that are not there yet; True when the budget cut some off."""
         known = {row.id for row in trial_rows(self.study)}
-        for seed in self.config.sweep.seeds:
+        for seed in self.config.sweep.seeds or (self.config.seed,):
             for point in points:
                 name = identity(point, seed)
                 if name in known:
@@ -133,18 +157,15 @@ class _Watch:
         self.before = sum(row.state == "done" for row in trial_rows(self.study))
         self.begun = time.perf_counter()
         while True:
-            rows = trial_rows(self.study)
-            open_rows = [row for row in rows if row.state in ("waiting", "running")]
             self.report()
-            lost = [row for row in rows if row.state == "failed"]
-            if lost:
+            if lost := self.revive():
                 raise IsoscaleError(
-                    f"trial {lost[0].id} failed {lost[0].attempts} times",
+                    f"trial {lost[0].id} failed: {self._error(lost[0].id)}",
                     place=str(self.out),
                     key=show(lost[0].point),
-                    value=self._last_words(),
-                    hint="see worker_*.log",
+                    hint="see worker_*.log; --resume tries again",
                 )
+            open_rows = [row for row in trial_rows(self.study) if row.state in ("waiting", "running")]
             if not open_rows:
                 return
             self._keep_alive(min(self.config.sweep.workers, len(open_rows)))
@@ -164,6 +185,11 @@ class _Watch:
             )
         while len(self.workers) < wanted:
             self.workers.append(_spawn(self.out, len(self.workers)))
+
+    def _error(self, name: str) -> str:
+        trials = [t for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get("id") == name]
+        found = [str(t.user_attrs["error"]) for t in trials if "error" in t.user_attrs]
+        return found[-1] if found else f"its worker died {len(trials)} times"
 
     def _last_words(self) -> str:
         for log in sorted(self.out.glob("worker_*.log")):

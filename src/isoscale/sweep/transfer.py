@@ -1,4 +1,4 @@
-"""From a finished sweep to a bigger model: the winner's hyperparameters in base units, unchanged, and what they become."""
+"""From a sweep to a bigger model: the winner's hyperparameters in base units, unchanged, and what they become."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ def transfer(source: Path | str | SweepResult, vocab: int = 256, **values: objec
     base: dict[str, object] = {}
     if needs_base and proxy.base.width is None:
         base = {"base.width": proxy.model.width, "base.depth": proxy.model.depth}
-    target = proxy.with_values(**base, **values)
+    target = proxy.with_values(**{"name": "target", **base, **values})
+    if target.with_values(name=proxy.name) == proxy.with_values(**base):
+        hint = f"--width {proxy.model.width * 4}"
+        raise ConfigError("the target is the proxy itself", key="model.width", value=proxy.model.width, hint=hint)
     changes = meta_plan(proxy.with_values(**base), vocab).diff(meta_plan(target, vocab))
     return Transfer(dict(result.best), proxy, target, changes, tuple(_warnings(result, target)))
 
@@ -70,8 +73,13 @@ def _warnings(result: SweepResult, target: RunConfig) -> list[str]:
         out.append(f"the best LR {result.best['lr']:g} is at an end of the values tried: the optimum may lie outside")
     if proxy.rules.parametrisation.startswith("sp") and target.model.width != proxy.model.width:
         out.append("under SP the optimum moves with width: expect the carried LR to be too high for a wider model")
+    growth = target.model.width / proxy.model.width
+    if 1 < growth < 4:
+        out.append(f"the target is only {growth:.3g}x wider than the proxy: a sweep at the target may cost little more")
     if proxy.model.width < 64:
         out.append(f"a proxy of width {proxy.model.width} is below the sizes at which transfer is reliable (64 and up)")
+    if target.model.width < proxy.model.width:
+        out.append(f"the target is narrower ({target.model.width}) than the proxy ({proxy.model.width})")
     if proxy.model.norm == "trainable" and proxy.rules.parametrisation == "u-mup":
         out.append("u-muP's transfer was shown with non-parametric norms (model.norm = plain)")
     tokens = [c.train.steps * c.train.batch * c.data.seq_len for c in (proxy, target)]

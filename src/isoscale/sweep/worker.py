@@ -12,12 +12,9 @@ from pathlib import Path
 
 import optuna
 
-from isoscale._base.errors import NonFiniteError
 from isoscale.config import RunConfig
+from isoscale.sweep.one import POLL, run_one, stop_politely
 from isoscale.sweep.store import open_study
-from isoscale.train import train
-
-POLL = 0.3  # seconds between looks at an empty queue
 
 
 def trial_config(config: RunConfig, point: dict[str, float], seed: int) -> RunConfig:
@@ -37,12 +34,14 @@ def objective(trial: optuna.Trial, config: RunConfig, out: Path) -> float:
     folder = out / "trials" / trial.user_attrs["id"]
     trial.set_user_attr("folder", str(folder.relative_to(out)))
     try:
-        result = train(trial_config(config, point, seed), folder, resume=True)
-    except NonFiniteError as error:
-        trial.set_user_attr("diverged", str(error.key))
-        return float("inf")
-    trial.set_user_attr("seconds", result.seconds)
-    return result.val_loss
+        loss, seconds, diverged = run_one(trial_config(config, point, seed), folder)
+    except Exception as error:
+        trial.set_user_attr("error", str(error)[:2000])
+        raise
+    trial.set_user_attr("seconds", seconds)
+    if diverged:
+        trial.set_user_attr("diverged", diverged)
+    return loss
 
 
 def work(out: Path, parent: int) -> None:
@@ -58,4 +57,8 @@ def work(out: Path, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), int(sys.argv[2]))
+    stop_politely()
+    try:
+        work(Path(sys.argv[1]), int(sys.argv[2]))
+    except KeyboardInterrupt:
+        sys.exit(130)

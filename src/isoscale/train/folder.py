@@ -1,14 +1,22 @@
-"""A run folder belongs to one config. Who may write into it, and how its logs are wound back at a resume."""
+"""A run folder belongs to one config and one process. Who may write into it, and how its logs are wound back.
+
+Why a lock: two processes that resume one run would interleave their rows and replace each other's checkpoints. The lock
+is the kernel's (`flock`), so it ends with its process, however that ends. Lost: where the system has no such lock
+(Windows, some network disks), nothing stops a second process.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from isoscale._base.errors import CheckpointError
-from isoscale._base.files import atomic_write
+from isoscale._base.files import atomic_write, storage_errors
 from isoscale._base.log import truncate_after
 from isoscale.config import RunConfig
 
@@ -42,47 +50,102 @@ def read_config(out: Path) -> RunConfig:
     path = out / "run.json"
     try:
         return RunConfig.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             "no run here", key="run.json", place=str(out), hint="give the folder that isoscale train --out made"
         ) from None
+    except OSError as error:
+        raise CheckpointError(f"run.json cannot be read: {error.strerror}", place=str(path)) from None
     except ValueError as error:
-        raise CheckpointError(f"run.json is damaged: {error}", place=str(path)) from None
+        reason = str(error).splitlines()
+        raise CheckpointError(f"run.json is damaged: {'; '.join(reason[:3])}", place=str(path)) from None
 
 
-def claim(out: Path, config: RunConfig, *, resume: bool) -> None:
+def check(out: Path, config: RunConfig, *, resume: bool, kind: Literal["run", "sweep"] = "run") -> None:
+    """Refuse a folder that `config` may not write into; changes nothing.
+
+    Raises:
+        CheckpointError: a file, a folder of the other kind, a used one while `resume` is off, or one of another config.
+    """
+    path = out / "run.json"
+    if out.exists() and not out.is_dir():
+        raise CheckpointError("this is a file, not a folder", key="--out", value=str(out), hint="another --out")
+    other = "study.db" if kind == "run" else "metrics.jsonl"
+    if (out / other).exists():
+        holds = "sweep" if kind == "run" else "single run"
+        raise CheckpointError(f"the folder holds a {holds}", key="--out", value=str(out), hint="another --out")
+    if not path.exists():
+        return
+    if not resume:
+        hint = "--resume to continue it, or another folder"
+        raise CheckpointError(f"the folder holds a {kind} already", key="--out", value=str(out), hint=hint)
+    changed = differences(config, json.loads(read_config(out).model_dump_json()))
+    if changed:
+        shown = {key: f"{old} -> {new}" for key, (old, new) in list(changed.items())[:6]}
+        raise CheckpointError(
+            f"the folder holds a {kind} of another config", key=", ".join(shown), value=shown, place=str(path),
+            hint="another --out, or the settings it was started with",
+        )  # fmt: skip
+
+
+def claim(out: Path, config: RunConfig, *, resume: bool, kind: Literal["run", "sweep"] = "run") -> None:
     """Make the folder this config's own.
 
     Raises:
-        CheckpointError: it holds a run and `resume` is off, or a run of another config.
+        CheckpointError: as `check`.
         StorageError: it cannot be written.
     """
-    path = out / "run.json"
-    if path.exists():
-        if not resume:
-            raise CheckpointError(
-                "the folder holds a run already",
-                key="--out",
-                value=str(out),
-                hint="--resume to continue it, or another folder",
-            )
-        saved = json.loads(read_config(out).model_dump_json())
-        other = differences(config, saved)
-        if other:
-            shown = {key: f"{old} -> {new}" for key, (old, new) in list(other.items())[:6]}
-            raise CheckpointError(
-                "the folder holds a run of another config",
-                key=", ".join(shown),
-                value=shown,
-                place=str(path),
-                hint="another --out, or the settings it was started with",
-            )
-    atomic_write(path, config.model_dump_json(indent=1))
+    check(out, config, resume=resume, kind=kind)
+    atomic_write(out / "run.json", config.model_dump_json(indent=1))
 
 
-def rewind(out: Path, step: int) -> None:
-    """Drop metric rows of steps that the checkpoint does not hold."""
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other processes out of a run folder.
+
+    Raises:
+        CheckpointError: another process is in it (key `lock`).
+        StorageError: the folder cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with storage_errors(out):
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            hint = "another --out"
+            raise CheckpointError("a part of this path is a file", key="--out", value=str(out), hint=hint) from None
+        handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                hint = "wait for it, or stop it, or use another folder"
+                raise CheckpointError("another process works here", key="lock", place=str(out), hint=hint) from None
+            # the disk knows no locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def rewind(out: Path, step: int, evaluated: int) -> None:
+    """Drop the rows of steps that the checkpoint does not hold, and those of an evaluation that was cut.
+
+    Args:
+        out: run folder.
+        step: optimiser steps in the checkpoint.
+        evaluated: the last step whose evaluation was complete when the checkpoint was made.
+    """
+
+    def keep(row: Mapping[str, Any]) -> bool:
+        if row.get("kind") == "train":
+            return bool(row["step"] < step)
+        return bool(row["step"] < step or row["step"] == step == evaluated)
+
     for name in ("metrics.jsonl", "timing.jsonl"):
-        path = out / name
-        if path.exists():
-            truncate_after(path, lambda row: row["step"] < step or (row.get("kind") != "train" and row["step"] <= step))
+        if (out / name).exists():
+            truncate_after(out / name, keep)

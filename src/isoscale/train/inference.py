@@ -15,10 +15,11 @@ from isoscale.config import RunConfig
 from isoscale.models import Decoder
 from isoscale.planning import Plan
 from isoscale.train import checkpoint
-from isoscale.train.data import Corpus, eval_batches, load_corpus
+from isoscale.train.data import eval_batches, load_corpus
 from isoscale.train.folder import read_config
-from isoscale.train.loop import pick_device
+from isoscale.train.loop import autocast, evaluate, pick_device
 from isoscale.train.setup import decoder_config
+from isoscale.train.tokenizer import Tokenizer, make_tokenizer
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,9 @@ class Evaluation:
     tokens: int
 
 
-def _corpus(config: RunConfig, source: tuple[str, ...] | None = None) -> Corpus:
-    data = config.data
-    return load_corpus(source or data.source, data.tokenizer, val_fraction=data.val_fraction,
-                       cache=Path(data.cache) if data.cache else None, seq_len=data.seq_len)  # fmt: skip
+def _tokenizer_spec(run: Path, config: RunConfig) -> str:
+    """The run's own tokenizer: another text must not train another one."""
+    return "bytes" if config.data.tokenizer == "bytes" else str(run / "tokenizer.json")
 
 
 def load_model(run: Path, vocab: int) -> tuple[Decoder, int]:
@@ -74,17 +74,20 @@ def evaluate_run(run: Path, source: tuple[str, ...] | None = None, batches: int 
     """
     config = read_config(run)
     torch.set_num_threads(config.train.threads)
-    corpus = _corpus(config, source)
+    data, accumulate = config.data, config.train.accumulate
+    spec = data.tokenizer if source is None else _tokenizer_spec(run, config)
+    corpus = load_corpus(source or data.source, spec, val_fraction=data.val_fraction,
+                         cache=Path(data.cache) if data.cache else None, seq_len=data.seq_len)  # fmt: skip
     model, step = load_model(run, corpus.vocab)
     device = next(model.parameters()).device
-    total = count = 0.0
-    with torch.no_grad():
-        for ids, targets in eval_batches(corpus.val, config.data.seq_len, config.train.batch, batches):
-            loss = model(torch.from_numpy(ids).to(device), torch.from_numpy(targets).to(device))
-            total += float(loss) * targets.size
-            count += targets.size
-    mean = total / count
-    return Evaluation(step, mean, mean / corpus.bytes_per_token, math.exp(min(mean, 700.0)), int(count))
+    parts = [
+        pair
+        for batch in eval_batches(corpus.val, data.seq_len, config.train.batch, batches)
+        for pair in zip(*(torch.from_numpy(side).to(device).chunk(accumulate) for side in batch))
+    ]
+    mean = evaluate(model, model, parts, autocast(config, device))
+    count = sum(targets.numel() for _, targets in parts)
+    return Evaluation(step, mean, mean / corpus.bytes_per_token, math.exp(min(mean, 700.0)), count)
 
 
 def generate_text(
@@ -106,14 +109,14 @@ def generate_text(
     """
     config = read_config(run)
     torch.set_num_threads(config.train.threads)
-    corpus = _corpus(config)
-    ids = [int(i) for i in corpus.tokenizer.encode(prompt.encode())]
+    tokenizer: Tokenizer = make_tokenizer(_tokenizer_spec(run, config))
+    ids = [int(i) for i in tokenizer.encode(prompt.encode())]
     if not ids:
         raise DataError("the prompt is empty", key="--prompt", hint="at least one character")
-    model, _ = load_model(run, corpus.vocab)
+    model, _ = load_model(run, tokenizer.vocab)
     device = next(model.parameters()).device
     draw = torch.Generator().manual_seed(stream(seed, "generate"))
-    with torch.no_grad():
+    with torch.no_grad(), autocast(config, device):
         for _ in range(tokens):
             window = torch.tensor([ids[-config.data.seq_len :]], device=device)
             logits = model(window)[0, -1].float().cpu() * model.loss_mult
@@ -124,4 +127,4 @@ def generate_text(
             if top_k is not None and top_k < logits.numel():
                 logits[logits < logits.topk(top_k).values[-1]] = -math.inf
             ids.append(int(torch.multinomial(torch.softmax(logits, -1), 1, generator=draw)))
-    return corpus.tokenizer.decode(ids)
+    return tokenizer.decode(ids)

@@ -7,7 +7,9 @@ A run folder holds `run.json` (the resolved config), `plan.json`, `metrics.jsonl
 
 from __future__ import annotations
 
-import json
+import hashlib
+import os
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from isoscale import numerics
-from isoscale._base.errors import NonFiniteError
+from isoscale._base.errors import CheckpointError, ConfigError, NonFiniteError
 from isoscale._base.files import atomic_write
-from isoscale._base.log import JsonLog
+from isoscale._base.log import JsonLog, dumps, read
 from isoscale._base.rng import stream
 from isoscale.config import RunConfig
 from isoscale.models import Decoder
@@ -30,9 +32,10 @@ from isoscale.planning import Plan
 from isoscale.probe import first_bad
 from isoscale.train import checkpoint
 from isoscale.train.data import TokenStream, eval_batches, load_corpus
-from isoscale.train.folder import claim, rewind
+from isoscale.train.folder import check, claim, locked, rewind
 from isoscale.train.setup import build
 from isoscale.train.state import Progress, load_optimizer, optimizer_tensors
+from isoscale.train.tokenizer import save_tokenizer
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,29 @@ class RunResult:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """The device; `auto` is CUDA where there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    choices = ["auto", "cpu", *(["cuda", *here] if here else [])]
+    if name not in choices:
+        raise ConfigError("no such device here", key="train.device", value=name, hint=f"one of {', '.join(choices)}")
+    return torch.device(name)
+
+
+def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """What the forward runs under: bf16 autocast, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if config.train.precision == "bf16" else nullcontext()
+
+
+def _check_compiler(config: RunConfig, device: torch.device) -> None:
+    if config.train.compile and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        hint = "install g++ (or set CXX), or train.compile=false"
+        raise ConfigError("torch.compile needs a C++ compiler on a CPU", key="train.compile", value=True, hint=hint)
 
 
 def evaluate(
@@ -107,19 +131,27 @@ def train(
         IsoscaleError: bad data, a folder of another run, a full disk, a non-finite loss: each says what to do.
     """
     out = Path(out)
+    check(out, config, resume=resume)
     torch.set_num_threads(config.train.threads)
+    device = pick_device(config.train.device)
+    _check_compiler(config, device)
     corpus = load_corpus(config.data.source, config.data.tokenizer, val_fraction=config.data.val_fraction,
                          cache=Path(config.data.cache) if config.data.cache else None,
                          seq_len=config.data.seq_len)  # fmt: skip
-    claim(out, config, resume=resume)
-    device = pick_device(config.train.device)
     model, plan = build(config, corpus.vocab, device)
     numerics.convert(model, config.numerics.recipe, plan=plan, backend=config.numerics.backend)
     optimizer = torch.optim.AdamW(plan.param_groups(model), fused=True)
-    run = _Run(config, out, model, plan, optimizer, corpus.train, corpus.val, device)
-    run.restore()
-    atomic_write(out / "plan.json", plan.to_json())
-    return run.go(on_step)
+    text = hashlib.sha256(f"{corpus.sha256} {corpus.tokenizer.to_json()}".encode()).hexdigest()
+    with locked(out):  # everything that can be refused has been: the folder gets its first file here
+        claim(out, config, resume=resume)
+        run = _Run(config, out, model, plan, optimizer, corpus.train, corpus.val, device, text)
+        try:
+            run.restore()
+            atomic_write(out / "plan.json", plan.to_json())
+            save_tokenizer(corpus.tokenizer, out / "tokenizer.json")
+            return run.go(on_step)
+        finally:
+            run.close()
 
 
 class _Run:
@@ -127,15 +159,18 @@ class _Run:
 
     def __init__(
         self, config: RunConfig, out: Path, model: Decoder, plan: Plan, optimizer: torch.optim.Optimizer,
-        tokens: Any, val: Any, device: torch.device,
+        tokens: Any, val: Any, device: torch.device, text: str,
     ) -> None:  # fmt: skip
         self.config, self.out, self.model, self.plan, self.optimizer = config, out, model, plan, optimizer
-        self.device, self.progress = device, Progress()
+        self.device, self.progress, self.text = device, Progress(), text
+        self.torn = False  # whether weights, counters and rows disagree just now: no moment for a checkpoint
+        self.logs: list[JsonLog] = []
         cfg = config.train
         self.stream = TokenStream(tokens, config.data.seq_len, cfg.batch, stream(config.seed, "data"))
         self.val = [
-            (torch.from_numpy(ids).to(device), torch.from_numpy(targets).to(device))
-            for ids, targets in eval_batches(val, config.data.seq_len, cfg.batch // cfg.accumulate, cfg.eval_batches)
+            part
+            for ids, targets in eval_batches(val, config.data.seq_len, cfg.batch, cfg.eval_batches)
+            for part in self.micro(ids, targets)
         ]
         self.step_model: Callable[..., Tensor] = torch.compile(model, dynamic=False) if cfg.compile else model
         self.peaks = [group["lr"] for group in optimizer.param_groups]
@@ -144,6 +179,11 @@ class _Run:
         self.loss_scale = config.numerics.loss_scale
         self.recent: list[float] = []
 
+    def micro(self, ids: Any, targets: Any) -> list[tuple[Tensor, Tensor]]:
+        """A batch's micro-batches, on the device."""
+        parts = [torch.from_numpy(part).to(self.device).chunk(self.config.train.accumulate) for part in (ids, targets)]
+        return list(zip(*parts))
+
     def restore(self) -> None:
         """Continue from the newest good checkpoint, if there is one; metric rows after it are dropped."""
         saved = checkpoint.load_latest(self.out)
@@ -151,38 +191,48 @@ class _Run:
             self.model.load_state_dict(saved.model)
             load_optimizer(self.model, self.optimizer, saved.optimizer)
             state = dict(saved.state)
+            if state.pop("text", self.text) != self.text:
+                raise CheckpointError(
+                    "the text or the tokenizer is not the one this run was started with", key="data.source",
+                    value=str(self.config.data.source), place=str(saved.path),
+                    hint="bring the old text back, or start in a new run folder",
+                )  # fmt: skip
             self.recent = [float(x) for x in state.pop("recent")]
             self.progress = Progress(**state)
-        rewind(self.out, self.progress.step)
-        self.metrics, self.timing = JsonLog(self.out / "metrics.jsonl"), JsonLog(self.out / "timing.jsonl")
+        rewind(self.out, self.progress.step, self.progress.evaluated)
+        self.metrics, self.timing = self.logs = [JsonLog(self.out / f"{n}.jsonl") for n in ("metrics", "timing")]
+
+    def close(self) -> None:
+        """Close the logs."""
+        for log in self.logs:
+            log.close()
 
     def save(self) -> None:
-        """A checkpoint of this step."""
+        """A checkpoint of this step; the rows up to it are on the disk first."""
+        with open(self.metrics.path, "rb") as rows:
+            os.fsync(rows.fileno())
         checkpoint.save(
             self.out, self.progress.step, model=self.model.state_dict(),
             optimizer=optimizer_tensors(self.model, self.optimizer),
-            state={**self.progress.to_dict(), "recent": self.recent}, plan=self.plan.to_json(),
+            state={**self.progress.to_dict(), "recent": self.recent, "text": self.text}, plan=self.plan.to_json(),
             keep=self.config.train.keep,
         )  # fmt: skip
 
     def context(self) -> AbstractContextManager[Any]:
-        """bf16 autocast, or nothing."""
-        if self.config.train.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+        """See `autocast`."""
+        return autocast(self.config, self.device)
 
     def gradients(self, step: int) -> float:
         """Gradients of one step into `.grad`; returns the mean loss over the micro-batches."""
         cfg = self.config.train
-        ids, targets = (torch.from_numpy(part).to(self.device) for part in self.stream.batch(step))
         torch.manual_seed(stream(self.config.seed, "dropout", step))
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for part, goal in zip(ids.chunk(cfg.accumulate), targets.chunk(cfg.accumulate)):
+        # The unit-scaled loss hands back the gradient of the sum, so micro-batches add up by themselves.
+        weight = self.loss_scale / (1 if self.unit else cfg.accumulate)
+        for ids, targets in self.micro(*self.stream.batch(step)):
             with self.context():
-                loss = self.step_model(part, goal, tokens=targets.numel())
-            # The unit-scaled loss hands back the gradient of the sum, so micro-batches add up by themselves.
-            weight = self.loss_scale / (1 if self.unit else cfg.accumulate)
+                loss = self.step_model(ids, targets, tokens=cfg.batch * self.config.data.seq_len)
             (loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if self.loss_scale != 1:
@@ -190,13 +240,15 @@ class _Run:
         return total / cfg.accumulate
 
     def go(self, on_step: Callable[[Tick], None] | None) -> RunResult:
-        """Steps until done; a checkpoint also on interruption."""
+        """Steps until done; a checkpoint also on interruption, unless it hits while a step is half booked."""
         cfg, progress = self.config.train, self.progress
         begun, first, before = time.perf_counter(), progress.step, progress.seconds
         tokens_per_step = cfg.batch * self.config.data.seq_len
         val_loss = float("nan")
         self.model.train()
         try:
+            if progress.evaluated < progress.step and self.due(cfg.eval_every):  # cut between step and evaluation
+                val_loss = self.evaluate()
             while progress.step < cfg.steps:
                 step = progress.step
                 factor = lr_factor(step, cfg.steps, warmup=cfg.warmup, kind=cfg.schedule, final=cfg.final,
@@ -205,6 +257,7 @@ class _Run:
                     group["lr"] = peak * factor
                 loss = self.gradients(step)
                 norm = float(nn.utils.clip_grad_norm_(self.parameters, cfg.clip or float("inf"), foreach=True))
+                self.torn = True
                 if abs(loss) < float("inf") and norm < float("inf"):
                     self.optimizer.step()
                     progress.in_a_row = 0
@@ -215,20 +268,26 @@ class _Run:
                 progress.seconds = before + time.perf_counter() - begun
                 self.metrics.append({"kind": "train", "step": step, "loss": loss, "grad_norm": norm, "lr": factor})
                 self.recent = [*self.recent, loss][-max(1, cfg.steps // 10) :]
-                if progress.step % cfg.eval_every == 0 or progress.step == cfg.steps:
+                self.torn = False
+                if self.due(cfg.eval_every):
                     val_loss = self.evaluate()
-                if progress.step % cfg.checkpoint_every == 0 or progress.step == cfg.steps:
+                if self.due(cfg.checkpoint_every):
                     self.save()
                 if on_step is not None:
                     rate = (progress.step - first) / (time.perf_counter() - begun)
                     on_step(Tick(progress.step, cfg.steps, loss, rate * tokens_per_step,
                                  (cfg.steps - progress.step) / rate))  # fmt: skip
         except KeyboardInterrupt:
-            self.save()
+            if not self.torn:
+                self.save()
             raise
-        if val_loss != val_loss:  # resumed at the very end
-            val_loss = evaluate(self.model, self.step_model, self.val, self.context())
+        if progress.step == first:  # resumed at the very end
+            val_loss = [row["val_loss"] for row in read(self.metrics.path) if row["kind"] == "eval"][-1]
         return self.finish(val_loss, tokens_per_step)
+
+    def due(self, every: int) -> bool:
+        """Whether something done every so many steps, and after the last one, is to be done now."""
+        return self.progress.step % every == 0 or self.progress.step == self.config.train.steps
 
     def evaluate(self) -> float:
         """Validation loss and, where asked, the casts' clipped and flushed shares, as metric rows."""
@@ -236,9 +295,16 @@ class _Run:
         self.metrics.append({"kind": "eval", "step": self.progress.step, "val_loss": loss})
         self.timing.append({"step": self.progress.step, "seconds": self.progress.seconds})
         if self.config.numerics.log_casts:
-            ids, targets = self.val[0]
-            for row in numerics.cast_stats(self.model, lambda: self.model(ids, targets)):
+            torch.manual_seed(stream(self.config.seed, "casts", self.progress.step))
+            for row in numerics.cast_stats(self.model, lambda: self.once(*self.val[0])):
                 self.metrics.append({"kind": "cast", "step": self.progress.step, **row})
+        self.progress.evaluated = self.progress.step
+        return loss
+
+    def once(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """The loss of one batch, uncompiled, so that hooks see every module."""
+        with self.context():
+            loss: Tensor = self.model(ids, targets)
         return loss
 
     def refuse(self, step: int, loss: float, norm: float) -> None:
@@ -248,8 +314,9 @@ class _Run:
         self.progress.in_a_row += 1
         if cfg.on_non_finite == "skip" and self.progress.in_a_row <= cfg.max_skips:
             return
-        ids, targets = (torch.from_numpy(part).to(self.device) for part in self.stream.batch(step))
-        culprit = first_bad(self.model, lambda: self.model(ids, targets))
+        batch = self.micro(*self.stream.batch(step))
+        torch.manual_seed(stream(self.config.seed, "dropout", step))
+        culprit = first_bad(self.model, lambda: torch.stack([self.once(*part) for part in batch]).sum())
         many = f" ({self.progress.in_a_row} steps in a row)" if cfg.on_non_finite == "skip" else ""
         raise NonFiniteError(
             f"step {step}: loss {loss}, gradient norm {norm}{many}", key=culprit, place=str(self.out),
@@ -265,5 +332,5 @@ class _Run:
             clipped=progress.clipped, seconds=progress.seconds, backend=numerics.summary(self.model).backend,
             parameters=sum(p.numel() for p in self.parameters),
         )  # fmt: skip
-        atomic_write(self.out / "result.json", json.dumps({**asdict(result), "out": str(self.out)}, indent=1))
+        atomic_write(self.out / "result.json", dumps({**asdict(result), "out": str(self.out)}, indent=1))
         return result

@@ -22,6 +22,7 @@ class Progress:
         skipped: steps whose update was left out for a non-finite loss or gradient.
         in_a_row: how many of them just now.
         clipped: steps whose gradient norm was cut.
+        evaluated: the last step whose evaluation is complete in the metric rows.
         seconds: wall time over all sessions of the run.
     """
 
@@ -29,6 +30,7 @@ class Progress:
     skipped: int = 0
     in_a_row: int = 0
     clipped: int = 0
+    evaluated: int = 0
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
