@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,11 +13,12 @@ from torch import nn
 from isoscale._base.errors import PlanError, did_you_mean
 from isoscale.formats.recipes import Recipe, recipe_by_name
 from isoscale.nn import Linear
-from isoscale.nn.factors import Factors, transformer_residual_taus
+from isoscale.nn.factors import Factors
 from isoscale.planning.names import normalise
 from isoscale.planning.plan import Plan
 from isoscale.planning.roles import ParamInfo, depth_stack, infer
-from isoscale.planning.rows import Formats, ParamRow, SiteRow
+from isoscale.planning.rows import Formats, ParamRow
+from isoscale.planning.sites import predictions, site_rows
 from isoscale.rules import Scale, Table, Value, by_name
 from isoscale.rules.monomial import hp, show_number
 from isoscale.rules.table import HP_DEFAULTS
@@ -162,37 +163,6 @@ def _row(
     )  # fmt: skip
 
 
-def _sites(
-    model: nn.Module, table: Table, hps: Mapping[str, float], sizes: Mapping[str, float], depth: int, recipe: Recipe,
-    linear: Container[str],
-) -> tuple[SiteRow, ...]:  # fmt: skip
-    described = getattr(model, "sites", None)
-    if described is None:
-        return ()
-    taus = transformer_residual_taus(2 * depth, hps["alpha_res"], hps["alpha_res_attn_ratio"]) if table.unit else ()
-    rows = []
-    for site in described():
-        rule = table.sites[site.kind]
-        reasons: dict[str, str] = {}
-        multiplier = expected = None
-        if rule.multiplier == "tau":
-            multiplier = taus[site.index]
-            reasons["multiplier"] = (
-                f"{show_number(multiplier)} = tau of branch {site.index} of {2 * depth} (alpha_res "
-                f"{show_number(hps['alpha_res'])}, alpha_res_attn_ratio {show_number(hps['alpha_res_attn_ratio'])})"
-            )
-        elif rule.multiplier is not None and site.attr is not None:
-            value = rule.multiplier.evaluate(hps, sizes)
-            multiplier, reasons["multiplier"] = value.number, value.reason
-        if rule.expected is not None:
-            value = rule.expected.evaluate(hps, sizes)
-            expected, reasons["expected_scale"] = value.number, value.reason
-        fmt = recipe.formats(site.path).input if site.path in linear else "fp32"
-        rows.append(SiteRow(path=site.path, port=site.port, kind=site.kind, multiplier=multiplier, attr=site.attr,
-                            expected_scale=expected, format=fmt, cast_scale=None, reasons=reasons))  # fmt: skip
-    return tuple(rows)
-
-
 def plan(
     model: nn.Module,
     parametrisation: str | Table = "u-mup",
@@ -205,6 +175,7 @@ def plan(
     decay: Literal["rule", "independent", "coupled"] = "rule",
     embedding_lr: Literal["rule", "constant"] = "rule",
     optimizer: str = "adamw",
+    seq_len: int | None = None,
 ) -> Plan:
     """What every tensor of `model` gets, and why.
 
@@ -220,6 +191,8 @@ def plan(
         decay: `independent` of the LR, `coupled` as in torch, or as the parametrisation's rule says.
         embedding_lr: `constant` drops the size dependence of the embedding's LR (an ablation of u-muP).
         optimizer: `adamw`; other families have their own tables.
+        seq_len: sequence length, tokens; with it the expected scales of attention outputs and of the residual stream
+            take into account that positions are not independent (`planning/expected.py`).
 
     Raises:
         PlanError: names, sizes, roles or factors that do not fit; each says which.
@@ -271,5 +244,6 @@ def plan(
     base_width = (base_scale.width if base_scale else None) or width
     site_sizes = {**shared, "fan_in": width, "fan_in_ratio": width / base_width}
     linear = {path for path, module in modules.items() if isinstance(module, (nn.Linear, Linear))}
-    sites = _sites(model, table, values, site_sizes, scale.depth or stacked or 1, recipe, linear)
+    predicted = predictions(model, values, stack, seq_len) if table.unit and seq_len else {}
+    sites = site_rows(model, table, values, site_sizes, scale.depth or stacked or 1, recipe, linear, predicted)
     return Plan(table.name, tuple(rows), sites, values, base_scale, scale, recipe.name)

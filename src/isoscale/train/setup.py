@@ -34,6 +34,7 @@ def make_plan(config: RunConfig, model: nn.Module) -> Plan:
         recipe=config.numerics.recipe,
         decay=config.rules.decay,
         embedding_lr=config.rules.embedding_lr,
+        seq_len=config.data.seq_len,
     )
 
 
