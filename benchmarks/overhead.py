@@ -17,6 +17,7 @@ import contextlib
 import json
 import platform
 import random
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -133,14 +134,14 @@ def clock(device: str) -> float:
 
 
 def kernels_of(step: Callable[[], None]) -> dict[str, int]:
-    """Run the first (compiling) step and count what Inductor made: kernels, buffers allocated, extern calls."""
+    """Run the first (compiling) step and count what Inductor made: distinct kernels, calls of them, buffers, extern calls."""
     from torch._inductor.utils import run_and_get_code
 
     _, sources = run_and_get_code(step)
     text = "\n".join(sources)
     return {
         "kernels": text.count("async_compile."),
-        "calls": sum(line.strip().startswith(("cpp_fused", "triton_")) for line in text.splitlines()),
+        "calls": len(re.findall(r"^\s*(?:cpp_fused\w*\(|triton_\w+\.run\()", text, re.MULTILINE)),
         "buffers": text.count("empty_strided_"),
         "extern": text.count("extern_kernels.") + text.count("torch.ops."),
     }
@@ -165,17 +166,21 @@ def measure(cell: dict[str, Any], rounds: int, peer: bool) -> dict[str, Any]:
         for _ in range(3):
             steps[name]()
     times: dict[str, list[float]] = {name: [] for name in names}
+    # Pairs (a, b), (b, a) and the pairs themselves in turn: in a fixed or mirrored order of four the first and the last
+    # would follow themselves, with warm caches, and the two in the middle never.
+    pairs = [names[i : i + 2] for i in range(0, len(names), 2)]
     for index in range(rounds):
-        for name in names if index % 2 else reversed(names):
+        order = [name for pair in pairs for name in (pair if index % 2 else pair[::-1])]
+        for name in order if index // 2 % 2 else order[len(order) // 2 :] + order[: len(order) // 2]:
             start = clock(cell["device"])
             steps[name]()
             times[name].append(clock(cell["device"]) - start)
     row: dict[str, Any] = {**cell, "rounds": rounds, "torch": torch.__version__, "machine": machine(cell["device"])}
     row["ms"] = {name: round(1e3 * statistics.median(values), 3) for name, values in times.items()}
-    pairs = [("isoscale", "unit", "plain")] + ([("unit-scaling", "peer_unit", "peer_plain")] if peer else [])
+    rivals = [("isoscale", "unit", "plain")] + ([("unit-scaling", "peer_unit", "peer_plain")] if peer else [])
     row["ratio"] = {
         label: [round(x, 4) for x in interval([a / b for a, b in zip(times[top], times[base])])]
-        for label, top, base in pairs
+        for label, top, base in rivals
     }
     row["inductor"] = made
     limit = LIMITS[cell["mode"]]

@@ -28,20 +28,16 @@ from isoscale.nn.modules import RMSNorm
 from isoscale.nn.scale import residual_blend, times
 
 Probe = Callable[[str, str, Tensor, float], None]
-"""Called as `probe(path, port, value, factor)`: the logical tensor is `value * factor`, its gradient `value.grad /
-factor`."""
+"""`probe(path, port, value, factor)`: the logical tensor is `value * factor`, its gradient `value.grad / factor`
+(not so for `loss_logits`: if unit-scaled, its factor acts forward only)."""
 
 
 @dataclass(frozen=True)
 class Site:
     """One place in the forward pass.
 
-    Attributes:
-        path: module path, "" for the model.
-        port: which tensor of that module.
-        kind: what the tensor is, the key of site rules.
-        attr: the float attribute of the module that scales the tensor, if any.
-        index: residual branch index, 0 elsewhere.
+    `path` is the module, "" for the model; `port` which of its tensors; `kind` what that tensor is, the key of site
+    rules; `attr` the float attribute of the module that scales it, if any; `index` the residual branch, 0 elsewhere.
     """
 
     path: str
@@ -80,7 +76,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for key, least in (("vocab", 2), ("width", 1), ("depth", 1), ("head_size", 1), ("kv_heads", 1)):
             size = getattr(self, key)
-            if size is not None and (type(size) is not int or size < least):
+            if not (key == "kv_heads" and size is None) and (type(size) is not int or size < least):
                 raise ConfigError(f"{key} must be a whole number of at least {least}", key=key, value=size)
         for key in ("ffn_ratio", "norm_eps", "alpha_attn", "alpha_ffn_act", "alpha_loss"):
             if not 0 < getattr(self, key) < math.inf:
@@ -100,8 +96,7 @@ class DecoderConfig:
             raise ConfigError("width must be a multiple of head_size", key="width", value=self.width, hint=hint)
         if self.heads % self.groups:
             hint = f"one of {[count for count in range(1, self.heads + 1) if self.heads % count == 0]}"
-            message = f"kv_heads must divide the {self.heads} heads"
-            raise ConfigError(message, key="kv_heads", value=self.kv_heads, hint=hint)
+            raise ConfigError("kv_heads must divide the heads", key="kv_heads", value=self.kv_heads, hint=hint)
 
     @property
     def heads(self) -> int:
@@ -131,6 +126,10 @@ class _Pass(NamedTuple):
             self.probe(path, port, value, factor)
 
 
+def _norm(config: DecoderConfig, size: int) -> RMSNorm:
+    return RMSNorm(size, config.norm_eps, config.norm == "trainable", scaling=config.scaling)
+
+
 class Attention(nn.Module):
     """Causal self-attention, `[batch, length, width]`; `logit_scale` is the full factor on q.k."""
 
@@ -142,13 +141,11 @@ class Attention(nn.Module):
         self.qkv = Linear(config.width, (config.heads + 2 * config.groups) * size, scaling=scaling)
         self.out = Linear(config.width, config.width, scaling=scaling)
         if config.qk_norm:
-            affine = config.norm == "trainable"
-            self.q_norm = RMSNorm(size, config.norm_eps, affine, scaling=scaling)
-            self.k_norm = RMSNorm(size, config.norm_eps, affine, scaling=scaling)
+            self.q_norm, self.k_norm = (_norm(config, size) for _ in range(2))
 
     def forward(self, x: Tensor, run: _Pass, path: str) -> tuple[Tensor, float]:
         """The attention output before `out`, `[batch, length, width]`, and its pending factor."""
-        config, (batch, length, _) = self.config, x.shape
+        config, unit, (batch, length, _) = self.config, self.config.scaling == "unit", x.shape
         qkv = self.qkv(x, tokens=run.tokens)
         run.see(f"{path}.qkv", "out", qkv)
         heads = qkv.view(batch, length, -1, config.head_size).transpose(1, 2)
@@ -162,7 +159,6 @@ class Attention(nn.Module):
             run.probe(path, "logits", causal_scores(q, k), self.logit_scale)
         p = config.dropout if self.training else 0.0
         out = raw_attention(q, k, v, scale=self.logit_scale, is_causal=True, dropout_p=p)
-        unit = config.scaling == "unit"
         factor = sdpa_factor(q, k, scale=self.logit_scale, is_causal=True, dropout_p=p) if unit else 1.0
         out = out.transpose(1, 2).reshape(batch, length, -1)
         run.see(path, "out", out, factor)
@@ -202,10 +198,9 @@ class Block(nn.Module):
         rule = transformer_residual_rule(config.alpha_res, config.alpha_res_attn_ratio)
         taus = [rule(2 * index + step, 2 * config.depth) for step in (0, 1)]
         self.attn_tau, self.mlp_tau = taus if self.unit else (1.0, 1.0)
-        affine = config.norm == "trainable"
-        self.attn_norm = RMSNorm(config.width, config.norm_eps, affine, scaling=config.scaling)
+        self.attn_norm = _norm(config, config.width)
         self.attn = Attention(config)
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps, affine, scaling=config.scaling)
+        self.mlp_norm = _norm(config, config.width)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, run: _Pass, path: str) -> Tensor:
@@ -229,9 +224,9 @@ class Block(nn.Module):
         run.see(f"{path}.{name}.{last}", "out", branch)
         if drop:
             branch = F.dropout(branch, drop) if self.unit else torch_f.dropout(branch, drop)
-        x = residual_blend(branch, skip, a, b) if self.unit else skip + times(branch, a)
-        run.see(path, f"{name}_residual", x)
-        return x
+        out = residual_blend(branch, skip, a, b) if self.unit else skip + times(branch, a)
+        run.see(path, f"{name}_residual", out)
+        return out
 
 
 class Decoder(nn.Module):
@@ -243,7 +238,7 @@ class Decoder(nn.Module):
         self.loss_mult = config.alpha_loss
         self.embed = Embedding(config.vocab, config.width, scaling=config.scaling)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
-        self.norm = RMSNorm(config.width, config.norm_eps, config.norm == "trainable", scaling=config.scaling)
+        self.norm = _norm(config, config.width)
         self.head = LinearReadout(config.width, config.vocab, tied=config.tied, scaling=config.scaling)
 
     def reset_parameters(self) -> None:
@@ -288,18 +283,18 @@ class Decoder(nn.Module):
         """Every port that a probe sees, in forward order."""
         found = [Site("embed", "out", "embedding", "multiplier")]
         for i in range(self.config.depth):
-            at = f"blocks.{i}"
+            at, attn, mlp = f"blocks.{i}", f"blocks.{i}.attn", f"blocks.{i}.mlp"
             found += [
-                Site(f"{at}.attn_norm", "out", "norm", None),
-                Site(f"{at}.attn.qkv", "out", "hidden", None),
-                Site(f"{at}.attn", "logits", "attn_logits", "logit_scale"),
-                Site(f"{at}.attn", "out", "attn_out", None),
-                Site(f"{at}.attn.out", "out", "branch", None),
+                Site(f"{attn}_norm", "out", "norm", None),
+                Site(f"{attn}.qkv", "out", "hidden", None),
+                Site(attn, "logits", "attn_logits", "logit_scale"),
+                Site(attn, "out", "attn_out", None),
+                Site(f"{attn}.out", "out", "branch", None),
                 Site(at, "attn_residual", "residual_attn", "attn_tau", 2 * i),
-                Site(f"{at}.mlp_norm", "out", "norm", None),
-                Site(f"{at}.mlp.gate_up", "out", "hidden", None),
-                Site(f"{at}.mlp", "act", "ffn_act", "act_mult"),
-                Site(f"{at}.mlp.down", "out", "branch", None),
+                Site(f"{mlp}_norm", "out", "norm", None),
+                Site(f"{mlp}.gate_up", "out", "hidden", None),
+                Site(mlp, "act", "ffn_act", "act_mult"),
+                Site(f"{mlp}.down", "out", "branch", None),
                 Site(at, "mlp_residual", "residual_ffn", "mlp_tau", 2 * i + 1),
             ]
         found += [Site("norm", "out", "norm", None), Site("head", "out", "readout", "multiplier")]

@@ -2,9 +2,9 @@
 
 A unit-scaled linear has up to six factors: those of its output, its input gradient and its weight gradient, a factor
 that the op before it left pending, and the two of the residual add behind it. Eager kernels apply them for nothing as
-the `alpha` and `beta` of `addmm`. Under torch.compile an extern GEMM cannot fuse, but a pointwise multiply behind it
-can, so the forward is `mm` and `mul` there, while gradients, whose consumers are often extern kernels or outputs,
-keep `alpha`, with an operand of the right shape in the place of the ignored addend (beta = 0).
+the `alpha` and `beta` of `addmm`. Under torch.compile they do so too, with an operand of the right shape in the place
+of the ignored addend (beta = 0); only the residual add is `mm` and a pointwise op there, since that one fuses with the
+norm behind it, while an addend inside the GEMM would be copied first.
 What is lost: with bf16 operands and a float32 residual stream the add runs as its own pass, as it does in plain torch.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from isoscale.nn.factors import token_scale
-from isoscale.nn.scale import autocast_operands, is_one, may_overwrite, times
+from isoscale.nn.scale import autocast_operands, call, is_one, may_overwrite, times
 
 
 def scaled_mm(left: Tensor, right: Tensor, alpha: float, like: Tensor | None = None) -> Tensor:
@@ -67,7 +67,8 @@ class _Linear(Function):
         if eager and bias is not None:
             out = torch.addmm(bias, flat, weight.t(), beta=bias_scale, alpha=alpha).view(shape)
         else:
-            out = scaled_mm(flat, weight.t(), alpha).view(shape)
+            like = weight[:, 0] if skip is None and bias is None else None
+            out = scaled_mm(flat, weight.t(), alpha, like).view(shape)
             if bias is not None:
                 out = out + times(bias, bias_scale)
         return out if skip is None else times(skip, beta) + out
@@ -157,9 +158,8 @@ def scaled_linear(
         `[..., out]`; under autocast in the autocast dtype, with a skip in the wider of the two.
     """
     x, weight, bias = autocast_operands(x, weight, bias)
-    function = _Linear if torch.compiler.is_compiling() else _LinearJvp
     bias_scale = branch_scale * forward
-    result: Tensor = function.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, skip, bias_scale * pending, bias_scale, skip_scale, input_grad * pending, pending, tokens
-    )
+    alpha, dx_scale = bias_scale * pending, input_grad * pending
+    args = (x, weight, bias, skip, alpha, bias_scale, skip_scale, dx_scale, pending, tokens)
+    result: Tensor = call(_Linear, _LinearJvp, *args)
     return result

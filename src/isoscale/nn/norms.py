@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from isoscale._base.errors import ConfigError
 from isoscale.nn.factors import token_scale
-from isoscale.nn.scale import may_overwrite, scale_bwd, times
+from isoscale.nn.scale import call, may_overwrite, scale_bwd, times
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -115,8 +115,7 @@ def norm_split(
     Returns:
         The normed tensor and the skip, both of the shape and dtype of `x`.
     """
-    function = _NormSplit if torch.compiler.is_compiling() else _NormSplitJvp
-    normed, skip, _ = function.apply(x, eps, branch_scale, skip_scale)  # type: ignore[no-untyped-call]
+    normed, skip, _ = call(_NormSplit, _NormSplitJvp, x, eps, branch_scale, skip_scale)
     return _gain(normed, weight, tokens), skip
 
 

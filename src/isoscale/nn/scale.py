@@ -28,6 +28,19 @@ def times(x: Tensor, factor: Factor) -> Tensor:
     return x if is_one(factor) else x * factor
 
 
+def call(plain: type[Function], with_jvp: type[Function], *args: Any) -> Any:
+    """Apply `plain` under torch.compile, `with_jvp` otherwise.
+
+    `Function.apply` inspects the signature of `forward` at every call, for default arguments that are not used here;
+    that is half the cost of a small op, so outside torch.func the C++ entry below it is called.
+    """
+    if torch.compiler.is_compiling():
+        return plain.apply(*args)  # type: ignore[no-untyped-call]
+    if torch._C._are_functorch_transforms_active():
+        return with_jvp.apply(*args)  # type: ignore[no-untyped-call]
+    return super(Function, with_jvp).apply(*args)  # type: ignore[misc]
+
+
 def may_overwrite() -> bool:
     """Whether a result just made may be overwritten: eager, outside torch.func, no graph recorded.
 
@@ -35,7 +48,7 @@ def may_overwrite() -> bool:
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return False
-    return torch._C._functorch.peek_interpreter_stack() is None
+    return not torch._C._are_functorch_transforms_active()
 
 
 def compute_dtype(x: Tensor) -> torch.dtype | None:
@@ -89,8 +102,7 @@ def scale(x: Tensor, forward: Factor = 1.0, backward: Factor = 1.0) -> Tensor:
         return x
     if forward is backward:
         return x * forward
-    function = _Scale if torch.compiler.is_compiling() else _ScaleJvp
-    result: Tensor = function.apply(x, forward, backward)  # type: ignore[no-untyped-call]
+    result: Tensor = call(_Scale, _ScaleJvp, x, forward, backward)
     return result
 
 
@@ -138,6 +150,5 @@ def blend(branch: Tensor, skip: Tensor, a: float, b: float) -> Tensor:
 
 def residual_blend(branch: Tensor, skip: Tensor, a: float, b: float) -> Tensor:
     """`a * branch + b * skip`, both gradients passed on with factor 1 (u-muP residual add). Equal shapes."""
-    function = _Blend if torch.compiler.is_compiling() else _BlendJvp
-    result: Tensor = function.apply(branch, skip, a, b)  # type: ignore[no-untyped-call]
+    result: Tensor = call(_Blend, _BlendJvp, branch, skip, a, b)
     return result
