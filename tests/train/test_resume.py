@@ -266,5 +266,5 @@ def test_when_all_checkpoints_are_damaged_each_is_named(tiny, tmp_path):
     train(tiny(), tmp_path)
     for file in (tmp_path / "checkpoints").glob("*/model.safetensors"):
         file.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no sound checkpoint.*step_00000008.*step_00000006"):
+    with pytest.raises(CheckpointError, match=r"no sound checkpoint.*step_00000008.*step_00000006"):
         train(tiny(), tmp_path, resume=True)

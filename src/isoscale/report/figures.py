@@ -1,4 +1,4 @@
-"""Plotly figures: loss curves, loss against LR, clipped and flushed shares."""
+"""Plotly figures: loss curves, loss against a hyperparameter, clipped and flushed shares."""
 
 from __future__ import annotations
 
@@ -10,79 +10,99 @@ from isoscale._base.optional import need
 from isoscale.report.load import Run
 
 COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
+LOSS = "validation loss, nats per token"
 
 
 def _figure(title: str, x: str, y: str) -> Any:
     go = need("plotly.graph_objects", "report")
     figure = go.Figure()
     figure.update_layout(
-        title=title, xaxis_title=x, yaxis_title=y, template="plotly_white", height=430,
+        title=title, xaxis_title=x, yaxis_title=y, template="plotly_white", height=430, showlegend=True,
         margin={"l": 60, "r": 20, "t": 50, "b": 50}, legend={"orientation": "h", "y": -0.2},
     )  # fmt: skip
     return figure
 
 
 def _smooth(values: Sequence[float], span: int) -> list[float]:
-    out, recent = [], 0.0
-    for i, value in enumerate(values):
-        weight = max(1 / (i + 1), 1 / span)
-        recent += weight * (value - recent)
-        out.append(recent)
+    """A running mean; what is no number stays a gap and spoils nothing after it."""
+    out, recent, seen = [], 0.0, 0
+    for value in values:
+        if math.isfinite(value):
+            seen += 1
+            recent += max(1 / seen, 1 / span) * (value - recent)
+        out.append(recent if math.isfinite(value) else math.nan)
     return out
 
 
 def curves(runs: Mapping[str, Run], title: str = "Training loss (smoothed) and validation loss (points)") -> Any:
-    """Loss against step for each labelled run."""
+    """Loss against step for each labelled run; what rises above the first loss is cut off."""
     figure = _figure(title, "step", "loss, nats per token")
+    seen: list[float] = []
+    starts: list[float] = []
     for i, (label, run) in enumerate(runs.items()):
         colour = COLOURS[i % len(COLOURS)]
         losses = _smooth([row["loss"] for row in run.train], 15)
-        figure.add_scatter(x=[row["step"] + 1 for row in run.train], y=losses, name=label, mode="lines",
+        points = [(row["step"], row["val_loss"]) for row in run.evals]
+        seen += [x for x in [*losses, *(loss for _, loss in points)] if math.isfinite(x)]
+        starts += losses[:1]
+        end = "" if run.finished else " (did not finish)"
+        figure.add_scatter(x=[row["step"] + 1 for row in run.train], y=losses, name=f"{label}{end}", mode="lines",
                            line={"color": colour, "width": 1.6})  # fmt: skip
-        figure.add_scatter(x=[row["step"] for row in run.evals], y=[row["val_loss"] for row in run.evals],
-                           name=f"{label}, validation", mode="markers", marker={"color": colour, "size": 8},
+        figure.add_scatter(x=[step for step, _ in points], y=[loss for _, loss in points], mode="markers",
+                           name=f"{label}, validation", marker={"color": colour, "size": 8},
                            showlegend=False)  # fmt: skip
-    finals = [run.loss for run in runs.values() if math.isfinite(run.loss)]
-    if finals:
-        figure.update_yaxes(range=[min(finals) - 0.1, max(max(finals) + 1.2, 3.4)])
+    if seen:
+        top = min(max(seen), max([x for x in starts if math.isfinite(x)], default=max(seen)))
+        margin = 0.04 * (top - min(seen)) + 0.01
+        figure.update_yaxes(range=[min(seen) - margin, top + margin])
     return figure
 
 
-def lr_lines(lines: Mapping[str, Mapping[float, float]], title: str) -> Any:
-    """Final loss against learning rate, one line per label (usually a width), the best point ringed."""
-    figure = _figure(title, "learning rate (base units)", "validation loss, nats per token")
-    figure.update_xaxes(type="log", dtick=math.log10(2), tickformat=".2~r")
-    worst = 0.0
-    ticks: set[float] = set()
-    for i, (label, line) in enumerate(lines.items()):
-        points = sorted((lr, loss) for lr, loss in line.items() if math.isfinite(loss))
-        if not points:
-            continue
-        ticks |= {lr for lr, _ in points}
-        worst = max(worst, max(loss for _, loss in points))
+def lines(named: Mapping[str, Mapping[float, float]], title: str, x: str) -> Any:
+    """Final loss against a hyperparameter, one line per label (usually a width).
+
+    The best point of a line is ringed; diverged runs stand as crosses at the top.
+    """
+    figure = _figure(title, x, LOSS)
+    worst = max([loss for line in named.values() for loss in line.values() if math.isfinite(loss)], default=1.0)
+    ticks = sorted({value for line in named.values() for value in line})
+    for i, (label, line) in enumerate(named.items()):
+        points = sorted((value, loss) for value, loss in line.items() if math.isfinite(loss))
+        lost = sorted(value for value, loss in line.items() if not math.isfinite(loss))
         colour = COLOURS[i % len(COLOURS)]
-        figure.add_scatter(x=[lr for lr, _ in points], y=[loss for _, loss in points], name=label,
+        figure.add_scatter(x=[value for value, _ in points], y=[loss for _, loss in points], name=label,
                            mode="lines+markers", line={"color": colour})  # fmt: skip
-        lr, loss = min(points, key=lambda point: point[1])
-        figure.add_scatter(x=[lr], y=[loss], mode="markers", showlegend=False, hovertext=f"best of {label}",
-                           marker={"symbol": "circle-open", "size": 17, "color": colour, "line": {"width": 3}})  # fmt: skip
-    figure.update_xaxes(tickvals=sorted(ticks), ticktext=[_power(lr) for lr in sorted(ticks)])
+        if points:
+            value, loss = min(points, key=lambda point: point[1])
+            ring = {"symbol": "circle-open", "size": 17, "color": colour, "line": {"width": 3}}
+            figure.add_scatter(x=[value], y=[loss], mode="markers", showlegend=False, hovertext=f"best of {label}",
+                               marker=ring)  # fmt: skip
+        if lost:
+            figure.add_scatter(x=lost, y=[worst * 1.03] * len(lost), mode="markers", name=f"{label}: diverged",
+                               marker={"symbol": "x", "size": 10, "color": colour})  # fmt: skip
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[power(value) for value in ticks])
     return figure
 
 
-def _power(value: float) -> str:
+def power(value: float) -> str:
+    """A number as a power of two where it is one (to a tenth), in HTML."""
     exponent = math.log2(value)
     return f"2<sup>{round(exponent, 1):g}</sup>" if abs(exponent - round(exponent, 1)) < 1e-6 else f"{value:.3g}"
 
 
 def casts(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Clipped and flushed share of every low-precision cast at the last evaluation."""
-    figure = _figure("Share of values clipped or flushed to zero by the casts, last evaluation", "", "share")
+    """Clipped and flushed share of every cast below 16 bits at the last evaluation; None where there is none."""
     last = max(row["step"] for row in rows)
     final = [row for row in rows if row["step"] == last and row["format"] != "bf16"]
+    if not final:
+        return None
+    figure = _figure("Share of values clipped or flushed to zero by the casts, last evaluation", "share", "")
+    final.sort(key=lambda row: (row["operand"], row["layer"]), reverse=True)
     labels = [f"{row['layer']} {row['operand']} {row['format']}" for row in final]
     for name, colour in (("clipped", COLOURS[1]), ("flushed", COLOURS[0])):
-        figure.add_bar(x=labels, y=[row[name] for row in final], name=name, marker={"color": colour})
-    figure.update_yaxes(tickformat=".2%", rangemode="tozero")
-    figure.update_layout(barmode="group", height=520)
+        figure.add_bar(y=labels, x=[row[name] for row in final], name=name, orientation="h", marker={"color": colour})
+    figure.update_xaxes(tickformat=".2~%", rangemode="tozero")
+    figure.update_yaxes(automargin=True)
+    legend = {"y": 1.0, "yanchor": "bottom", "x": 0.6}
+    figure.update_layout(barmode="group", height=150 + 26 * len(final), legend=legend)
     return figure

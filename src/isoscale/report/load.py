@@ -41,6 +41,11 @@ class Run:
         """Last validation loss; inf when there is none."""
         return float(self.evals[-1]["val_loss"]) if self.evals else float("inf")
 
+    @property
+    def finished(self) -> bool:
+        """Whether the last step was evaluated."""
+        return bool(self.evals) and self.evals[-1]["step"] == self.config["train"]["steps"]
+
 
 def read_json(path: Path) -> Any:
     """A JSON file.
@@ -52,7 +57,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError("the file is missing", place=str(path), hint="is this a folder isoscale made?") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"the file is damaged: {error}", place=str(path)) from None
 
 
@@ -79,7 +84,7 @@ def read_run(path: Path) -> Run:
     plan = read_json(path / "plan.json") if (path / "plan.json").exists() else None
     kinds: dict[str, list[dict[str, Any]]] = {"train": [], "eval": [], "cast": []}
     for row in rows:
-        kinds[row["kind"]].append(row)
+        kinds.setdefault(row["kind"], []).append(row)
     return Run(path, read_json(path / "run.json"), kinds["train"], kinds["eval"], kinds["cast"], plan)
 
 

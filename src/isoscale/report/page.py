@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -14,27 +15,38 @@ from isoscale.report import figures
 from isoscale.report.load import Run, kind_of, read_json, read_run, read_sweep
 
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1040px;margin:2rem auto;padding:0 1rem;color:#1f2937}
+body{font:15px/1.5 system-ui,sans-serif;max-width:1120px;margin:2rem auto;padding:0 1rem;color:#1f2937}
 h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #e5e7eb}
-table{border-collapse:collapse;font-size:13px;margin:.6rem 0}td,th{padding:.22rem .7rem;border-bottom:1px solid #eee}
+table{border-collapse:collapse;font-size:13px;margin:.6rem 0}
+td,th{padding:.22rem .7rem;border-bottom:1px solid #eee;white-space:nowrap}td.w{white-space:normal;min-width:12rem}
 th{text-align:left;background:#f8fafc}td.n{text-align:right;font-variant-numeric:tabular-nums}
 code,.mono{font-family:ui-monospace,monospace;font-size:12.5px}.note{color:#6b7280}.warn{color:#b45309}
-.scroll{overflow-x:auto;max-height:420px;overflow-y:auto}
+th.n{text-align:right}.scroll{overflow-x:auto;max-height:620px;overflow-y:auto}
 """
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, Loss):
+        return f'<td class="n">{value:.4f}</td>' if math.isfinite(value) else '<td class="n">diverged</td>'
     if isinstance(value, float):
-        return f'<td class="n">{value:.5g}</td>'
+        return f'<td class="n">{value:.4g}</td>'
     if isinstance(value, int):
         return f'<td class="n">{value:,}</td>'
-    return f"<td>{escape(str(value))}</td>"
+    text = str(value)
+    return f"<td class='w'>{escape(text)}</td>" if len(text) > 40 else f"<td>{escape(text)}</td>"
+
+
+class Loss(float):
+    """A loss, shown with four decimals; one that is no finite number reads `diverged`."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """An HTML table."""
+    rows = [list(row) for row in rows]
     body = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in rows)
-    return f"<div class='scroll'><table><tr>{''.join(f'<th>{escape(h)}</th>' for h in head)}</tr>{body}</table></div>"
+    right = [bool(rows) and isinstance(rows[0][i], int | float) for i in range(len(head))]
+    top = "".join(f"<th{' class=n' if number else ''}>{escape(h)}</th>" for h, number in zip(head, right))
+    return f"<div class='scroll'><table><tr>{top}</tr>{body}</table></div>"
 
 
 class Page:
@@ -50,7 +62,8 @@ class Page:
 
     def figure(self, figure: Any) -> str:
         """A figure as HTML."""
-        html: str = figure.to_html(full_html=False, include_plotlyjs=not self.scripted, config={"displaylogo": False})
+        config = {"displayModeBar": False, "responsive": True}
+        html: str = figure.to_html(full_html=False, include_plotlyjs=not self.scripted, config=config)
         self.scripted = True
         return html
 
@@ -74,14 +87,14 @@ def _shown(value: Any) -> str:
 
 
 def plan_table(plan: Mapping[str, Any]) -> str:
-    """Parameter rows of a plan: role, shape, init, LR, decay, formats; reasons of the LR on hover-free display."""
+    """Parameter rows of a plan: role, shape, init, LR, decay, formats, and what the LR is made of."""
     rows = [
         [row["name"], row["role"], "x".join(map(str, row["shape"])), row["factors"]["forward"], row["init_std"],
-         row["lr"], row["weight_decay"], "{weight} / {input} / {grad}".format(**row["formats"]), row["reasons"]["lr"]]
+         row["lr"], row["weight_decay"], "{weight}/{input}/{grad}".format(**row["formats"]),
+         row["reasons"]["lr"].partition(" = ")[2] or row["reasons"]["lr"]]
         for row in plan["rows"]
     ]  # fmt: skip
-    return table(["parameter", "role", "shape", "forward", "init std", "LR", "decay", "weight / input / grad",
-                  "why this LR"], rows)  # fmt: skip
+    return table(["parameter", "role", "shape", "forward", "init std", "LR", "decay", "w/x/grad", "this LR is"], rows)
 
 
 def _lr_line(sweep: Mapping[str, Any]) -> dict[float, float]:
@@ -93,12 +106,19 @@ def _lr_line(sweep: Mapping[str, Any]) -> dict[float, float]:
 
 
 def _other_lines(sweep: Mapping[str, Any]) -> dict[str, dict[float, float]]:
-    out: dict[str, dict[float, float]] = {}
+    losses: dict[str, dict[float, list[float]]] = {}
     for trial in sweep["trials"]:
         others = [name for name in trial["point"] if name != "lr"]
         if trial["state"] == "done" and len(others) == 1:
-            out.setdefault(others[0], {})[trial["point"][others[0]]] = float(trial["loss"])
-    return out
+            name = others[0]
+            losses.setdefault(name, {}).setdefault(trial["point"][name], []).append(float(trial["loss"]))
+    return {name: {value: sum(found) / len(found) for value, found in line.items()} for name, line in losses.items()}
+
+
+def _label(trial: Mapping[str, Any], seeds: int) -> str:
+    """A trial in a legend: its point, and its seed where there are several."""
+    point = ", ".join(f"{name} {figures.power(value)}" for name, value in trial["point"].items())
+    return f"{point}, seed {trial['seed']}" if seeds > 1 else point
 
 
 def sweep_page(folder: Path) -> Page:
@@ -110,14 +130,17 @@ def sweep_page(folder: Path) -> Page:
         page.add("Warning", "<p class='warn'>The best LR lies at an end of the values tried.</p>")
     if line := _lr_line(sweep):
         width = runs[0].config["model"]["width"] if runs else 0
-        page.add("Loss against learning rate", page.figure(figures.lr_lines({f"width {width}": line}, "")))
+        page.add("Loss against learning rate",
+                 page.figure(figures.lines({f"width {width}": line}, "", "learning rate (base units)")))  # fmt: skip
     for name, line in _other_lines(sweep).items():
-        page.add(f"Loss against {name}", page.figure(figures.lr_lines({name: line}, "")))
+        page.add(f"Loss against {name}", page.figure(figures.lines({name: line}, "", f"{name} (base units)")))
     done = {trial["id"]: trial for trial in sweep["trials"]}
-    labelled = {f"{_shown(done[run.path.name]['point'])}, seed {done[run.path.name]['seed']}": run for run in runs}
-    page.add("Curves", page.figure(figures.curves(labelled)))
-    rows = [[_shown(t["point"]), t["seed"], t["state"], float(t["loss"]), t["seconds"], t["attempts"]]
-            for t in sweep["trials"]]  # fmt: skip
+    seeds = len({trial["seed"] for trial in sweep["trials"]})
+    runs = sorted(runs, key=lambda run: (sorted(done[run.path.name]["point"].items()), done[run.path.name]["seed"]))
+    page.add("Curves", page.figure(figures.curves({_label(done[run.path.name], seeds): run for run in runs})))
+    trials = sorted(sweep["trials"], key=lambda trial: (sorted(trial["point"].items()), trial["seed"]))
+    rows = [[_shown(t["point"]), t["seed"], t["state"], Loss(t["loss"]), round(t["seconds"], 1), t["attempts"]]
+            for t in trials]  # fmt: skip
     page.add("Trials", table(["point", "seed", "state", "loss", "seconds", "attempts"], rows))
     winner = next((run for run in runs if done[run.path.name]["point"] == sweep["best"]), None)
     if winner is not None and winner.plan:
@@ -128,7 +151,10 @@ def sweep_page(folder: Path) -> Page:
 def run_page(folder: Path) -> Page:
     """One run: curves, casts, plan."""
     run = read_run(folder)
-    page = Page(run.name, f"validation loss {run.loss:.4f} nats/token after {len(run.train)} steps")
+    steps, last = run.config["train"]["steps"], run.train[-1]["step"] + 1 if run.train else 0
+    note = f"validation loss {run.loss:.4f} nats/token after {last} steps" if run.finished else \
+           f"did not finish: {last} of {steps} steps" + (f", last validation loss {run.loss:.4f}" if run.evals else "")
+    page = Page(run.name, note)
     page.add("Curves", page.figure(figures.curves({run.name: run})))
     _casts(page, run)
     if run.plan:
@@ -137,8 +163,9 @@ def run_page(folder: Path) -> Page:
 
 
 def _casts(page: Page, run: Run) -> None:
-    if run.casts:
-        page.add("Casts", page.figure(figures.casts(run.casts)))
+    figure = figures.casts(run.casts) if run.casts else None
+    if figure is not None:
+        page.add("Casts", page.figure(figure))
 
 
 def quickstart_page(folder: Path) -> Page:
@@ -148,22 +175,23 @@ def quickstart_page(folder: Path) -> Page:
     page = Page("isoscale quickstart", f"lr {result['lr']:g} tuned at width {proxy['width']}, carried unchanged to "
                 f"width {target['width']}; {result['seconds']:.0f} s")  # fmt: skip
     page.add("Result", table(["model", "width", "numerics", "lr", "validation loss, nats/token"], [
-        ["u-muP proxy", proxy["width"], "fp32", result["lr"], proxy["loss"]],
-        ["u-muP target", target["width"], "fp32", result["lr"], target["loss_fp32"]],
+        ["u-muP proxy", proxy["width"], "fp32", result["lr"], Loss(proxy["loss"])],
+        ["u-muP target", target["width"], "fp32", result["lr"], Loss(target["loss_fp32"])],
         ["u-muP target", target["width"], f"{target['recipe']} ({target['backend']})", result["lr"],
-         target["loss_fp8"]],
-        ["SP proxy (control)", proxy["width"], "fp32", sp["lr"], sp["proxy_loss"]],
-        ["SP target, LR carried over", target["width"], "fp32", sp["lr"], sp["target_loss"]],
-        ["SP target, best LR tried", target["width"], "fp32", sp["target_best_lr"], sp["target_best_loss"]],
-    ]), f"<p>FP8 gap: {target['fp8_gap']:+.4f} nats/token. Backend: {escape(target['backend'])}.</p>",
-        *(f"<p class='warn'>{escape(text)}</p>" for text in moved["warnings"]))  # fmt: skip
+         Loss(target["loss_fp8"])],
+        ["SP proxy (control)", proxy["width"], "fp32", sp["lr"], Loss(sp["proxy_loss"])],
+        ["SP target, LR carried over", target["width"], "fp32", sp["lr"], Loss(sp["target_loss"])],
+        ["SP target, best LR tried", target["width"], "fp32", sp["target_best_lr"], Loss(sp["target_best_loss"])],
+    ]), f"<p>FP8 gap: {float(target['fp8_gap']):+.4f} nats/token. Backend: {escape(target['backend'])}.</p>",
+        *(f"<p class='warn'>{escape(text)}</p>" for text in result["warnings"]))  # fmt: skip
     ours = {f"u-muP width {proxy['width']}": _floats(proxy["losses"]),
-            f"u-muP width {target['width']} (transferred)": {result["lr"]: target["loss_fp32"]}}  # fmt: skip
+            f"u-muP width {target['width']} (transferred)": {result["lr"]: float(target["loss_fp32"])}}  # fmt: skip
     theirs = {f"SP width {proxy['width']}": _floats(sp["losses"]),
               f"SP width {target['width']}": _floats(sp["target_losses"])}  # fmt: skip
+    axis = "learning rate (base units)"
     page.add("Loss against learning rate",
-             page.figure(figures.lr_lines(ours, "u-muP: the proxy's optimum is the target's")),
-             page.figure(figures.lr_lines(theirs, "SP, the control: the optimum moves down with width")))  # fmt: skip
+             page.figure(figures.lines(ours, "u-muP: tuned on the proxy, carried over unchanged", axis)),
+             page.figure(figures.lines(theirs, "SP, the control: treated in the same way", axis)))  # fmt: skip
     runs = {label: read_run(folder / "target" / name) for label, name in
             (("u-muP fp32", "fp32"), ("u-muP fp8", "fp8"), ("SP, LR carried over", "sp_0"))}  # fmt: skip
     page.add("Loss curves of the targets", page.figure(figures.curves(runs)))
