@@ -1,4 +1,4 @@
-"""What a unit-scaled training step costs beside its plain twin, and the same for unit-scaling 0.3.5.
+r"""What a unit-scaled training step costs beside its plain twin, and the same for unit-scaling 0.3.5.
 
 One step is forward, backward and fused AdamW. Four models run interleaved in one process, in alternating order:
 isoscale's decoder unit and plain, and a decoder of unit-scaling's modules and its torch twin (so each library is
@@ -7,7 +7,8 @@ interval. On a CPU the clock is the CPU time of the process on one thread, since
 
 Pass: unit / plain <= 1.08 eager, <= 1.03 compiled (upper end of the interval; `undecided` while it straddles).
 
-    OMP_NUM_THREADS=1 python benchmarks/overhead.py --out docs/results/data/overhead.jsonl
+    OMP_NUM_THREADS=1 python benchmarks/overhead.py --out docs/results/data/overhead.jsonl \
+        --table docs/results/overhead.md
 """
 
 from __future__ import annotations
@@ -203,6 +204,30 @@ def show(row: dict[str, Any]) -> str:
     return f"{head}: {ratios}  {row['verdict']}  {row['ms']}{made}"
 
 
+def publish(rows: list[dict[str, Any]], path: Path) -> None:
+    """The Markdown table of `rows`."""
+    text = [
+        "# Cost of unit scaling",
+        "",
+        f"Time of a training step over that of its plain twin: median of paired ratios [bootstrap 95 %]. Depth {DEPTH},",
+        f"head size {HEAD}, SwiGLU {RATIO}x, vocabulary {VOCAB}; batch x length, dtype (bf16 by autocast) and mode as shown.",
+        "Pass lines: 1.08 eager, 1.03 compiled. Command and method: `benchmarks/overhead.py`; rows: `data/overhead.jsonl`.",
+        "Compiled rows also count calls of generated kernels and allocated buffers, plain -> unit.",
+        "",
+        "| machine | width | batch | dtype | mode | rounds | isoscale | unit-scaling 0.3.5 | verdict | kernels | buffers |",
+        "|" + "---|" * 11,
+    ]
+    for row in rows:
+        made = row["inductor"]
+        counts = [f"{made['plain'][key]} -> {made['unit'][key]}" if made else "" for key in ("calls", "buffers")]
+        ratios = [row["ratio"].get(name) for name in ("isoscale", "unit-scaling")]
+        shown = [f"{r[0]:.3f} [{r[1]:.3f}, {r[2]:.3f}]" if r else "" for r in ratios]
+        size = f"{row['batch']} x {row['length']}"
+        cells = [row["machine"], row["width"], size, row["dtype"], row["mode"], row["rounds"], *shown, row["verdict"]]
+        text.append("| " + " | ".join(map(str, [*cells, *counts])) + " |")
+    path.write_text("\n".join([*text, ""]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[256, 512])
@@ -214,6 +239,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--no-peer", action="store_true", help="skip unit-scaling, e.g. where it is not installed")
     parser.add_argument("--out", type=Path, help="JSON lines; finished cells found there are skipped")
+    parser.add_argument("--table", type=Path, help="write all rows of --out here as Markdown")
     said = parser.parse_args()
     torch.set_num_threads(1)
     done = [json.loads(line) for line in said.out.read_text().splitlines()] if said.out and said.out.exists() else []
@@ -226,9 +252,12 @@ def main() -> None:
                 row = old[-1] if old else measure(cell, said.rounds, not said.no_peer)
                 print(show(row), flush=True)
                 if said.out and not old:
+                    done.append(row)
                     said.out.parent.mkdir(parents=True, exist_ok=True)
                     with said.out.open("a") as file:
                         file.write(json.dumps(row) + "\n")
+    if said.table:
+        publish(done, said.table)
 
 
 if __name__ == "__main__":
