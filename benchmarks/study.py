@@ -142,7 +142,7 @@ def _vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 def optimum(curve: dict[float, dict[int, float]], rounds: int = 500) -> Optimum:
     """Quadratic in log2 LR through seed means, near the minimum; seeds resampled for the interval."""
-    usable = {lr: {s: v for s, v in by.items()} for lr, by in sorted(curve.items())}
+    usable = dict(sorted(curve.items()))
     x = np.array(list(usable))
     mean = np.array([np.mean([min(v, 20.0) for v in by.values()]) for by in usable.values()])
     at, loss = _vertex(x, mean)

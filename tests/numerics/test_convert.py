@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -190,6 +188,19 @@ def test_every_recipe_names_known_formats(name: str) -> None:
     assert RECIPES[name].formats("blocks.3.attn.out") == RECIPES[name].formats("blocks.0.attn.out")
     assert OUT_PROJECTIONS
     assert HEADS
+
+
+def test_stands_in_for_the_layer_it_replaces() -> None:
+    """The composite modules call leaves through one signature; the cast layer must have all of it."""
+    import inspect
+
+    from isoscale.nn import Linear, LinearReadout
+
+    ours = inspect.signature(CastLinear.forward).parameters
+    for kind in (Linear, LinearReadout):
+        for name, parameter in inspect.signature(kind.forward).parameters.items():
+            assert name in ours, name
+            assert ours[name].default == parameter.default
 
 
 def test_refusals() -> None:

@@ -28,12 +28,12 @@ def settings(plan: iso.Plan, model: torch.nn.Module) -> dict[str, tuple[float, f
     }  # fmt: skip
 
 
-@pytest.fixture()
+@pytest.fixture
 def model(make: Make) -> Decoder:
     return make()
 
 
-@pytest.fixture()
+@pytest.fixture
 def plan(model: Decoder) -> iso.Plan:
     return iso.plan(model, "u-mup", hps={"lr": 2.0, "weight_decay": 0.01})
 
@@ -72,7 +72,7 @@ def test_survives_compile(plan: iso.Plan, model: Decoder) -> None:
     assert torch.equal(model.embed.weight, twin.embed.weight)
 
 
-@pytest.fixture()
+@pytest.fixture
 def one_process() -> None:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -54,7 +54,10 @@ def matmul(a: Tensor, b: Tensor, a_format: str, b_format: str, scale: float, bac
     """scale x a @ b for 2-D operands that are already on their formats' grids.
 
     Args:
-        a: [m, k], b: [k, n]; values on the grids of `a_format` and `b_format`.
+        a: [m, k], values on the grid of `a_format`.
+        b: [k, n], values on the grid of `b_format`.
+        a_format: element format of `a`, or `fp32`.
+        b_format: of `b`.
         scale: a plain factor, applied after accumulation.
         backend: `emulated` or `scaled_mm`; the latter is used where both formats are FP8 and not both E5M2.
     """

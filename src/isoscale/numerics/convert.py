@@ -46,7 +46,7 @@ def convert(model: M, recipe: str | Recipe, *, plan: Plan | None = None, backend
 
     Raises:
         ConfigError: unknown recipe or backend, or FP8 hardware asked for and missing.
-        PlanError: a recipe that casts, on a model without a linear layer; a plan of another recipe; a second conversion.
+        PlanError: no linear layer to cast; a plan of another recipe; a second conversion.
     """
     recipe = recipe_by_name(recipe) if isinstance(recipe, str) else recipe
     if not recipe.layers:

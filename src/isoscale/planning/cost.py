@@ -18,7 +18,7 @@ class Cost:
     Args:
         parameters: count, each shared tensor once.
         matmul_parameters: those that take part in a matmul (embeddings look up, they do not multiply).
-        flops_per_token: forward + backward: 6 x matmul parameters + attention (12 x depth x width x seq_len / 2 causal).
+        flops_per_token: forward + backward, 6 x matmul parameters + 6 x depth x width x seq_len (causal attention).
         weight_bytes: fp32 master weights.
         state_bytes: weights + gradients + AdamW's two moments, fp32.
         low_precision_share: share of the linear FLOPs whose operands are cast below 16 bits.

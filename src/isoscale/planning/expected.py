@@ -2,10 +2,10 @@
 
 Closed-form unit scaling takes positions as independent. They are not: a causal average over earlier positions gives
 neighbours a common part, the next attention averages that part without shrinking it, and its output grows past 1 (the
-drift users of u-muP report). At infinite width and init the covariance of two positions, averaged over features, follows
-a recursion of its own, which is computed here: attention with near-uniform weights is K -> f^2 A K A^T (A: causal mean),
-a norm divides by the diagonal, SwiGLU maps a correlation c to c S(c), with S from the Hermite series of SiLU, and the
-residual rule mixes a^2 K_branch + b^2 K.
+drift that users of u-muP report). At infinite width and init, the covariance of two positions, averaged over features,
+follows a recursion of its own, which is computed here: attention with near-uniform weights is K -> f^2 A K A^T (A: the
+causal mean), a norm divides by the diagonal, SwiGLU maps a correlation c to c S(c), with S from the Hermite series of
+SiLU, and the residual rule mixes a^2 K_branch + b^2 K.
 
 Ours; no paper's. What is left out: tokens are taken as uniform and independent (real text repeats more, and so drifts a
 little more), and logit noise enters to first order only.

@@ -1,4 +1,4 @@
-"""Optimiser groups: rows of equal settings share one, so that fused AdamW sees a handful of groups, not one a tensor."""
+"""Optimiser groups: rows of equal settings share one, so that fused AdamW sees a handful, not one a tensor."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def normalise(name: str, *, ddp: bool = False) -> str:
 
     Args:
         name: as `named_parameters` gives it.
-        ddp: also strip a leading `module.`, which DDP adds (a user's own module may bear that name, so it is asked for).
+        ddp: also strip a leading `module.`, which DDP adds (a user's own module may bear that name, hence a flag).
     """
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
     if ddp and parts and parts[0] == "module":
