@@ -214,6 +214,10 @@ def publish(rows: list[dict[str, Any]], path: Path) -> None:
         "Pass lines: 1.08 eager, 1.03 compiled. Command and method: `benchmarks/overhead.py`; rows: `data/overhead.jsonl`.",
         "Compiled rows also count calls of generated kernels and allocated buffers, plain -> unit.",
         "",
+        "CPU rows were taken beside other jobs (CPU time, one thread). In eager mode the closed-form norm here is faster",
+        "than torch's CPU `rms_norm`, which the plain twin uses, and pays for part of the scaling; compiled, both are fused.",
+        "oneDNN charges 2-3 % of a bf16 GEMM for its alpha, which is the rest of the compiled bf16 row.",
+        "",
         "| machine | width | batch | dtype | mode | rounds | isoscale | unit-scaling 0.3.5 | verdict | kernels | buffers |",
         "|" + "---|" * 11,
     ]
