@@ -42,12 +42,16 @@ def show_plan(
     if base is not None:
         text.append("base: " + ", ".join(f"{k} {v}" for k, v in vars(base).items() if v is not None))
     lines = []
-    for name, row, count in _fold(rows, ("shape", "lr", "init_std", "weight_decay", "eps", "formats")):
+    for name, row, count in _fold(rows, ("shape", "lr", "init_std", "weight_decay", "eps")):
         shape = "x".join(str(extent) for extent in row.shape)
-        casts = "/".join((row.formats.weight, row.formats.input, row.formats.grad)) if len(row.shape) > 1 else ""
-        lines.append([f"{name}" + (f" ({count})" if count > 1 else ""), row.role, shape, _number(row.factors.forward),
-                      _number(row.init_std), _number(row.lr), _number(row.weight_decay), casts])  # fmt: skip
-    text.append(_table(["parameter", "role", "shape", "fwd", "init", "lr", "decay", "w/x/g"], lines))
+        lines.append([name + (f" ({count})" if count > 1 else ""), row.role, shape, _number(row.factors.forward),
+                      _number(row.init_std), _number(row.lr), _number(row.weight_decay)])  # fmt: skip
+    text.append(_table(["parameter", "role", "shape", "fwd", "init", "lr", "decay"], lines))
+    cast = [row for row in rows if {row.formats.weight, row.formats.input, row.formats.grad} != {"fp32"}]
+    lines = [[name + (f" ({count})" if count > 1 else ""), row.formats.weight, row.formats.input, row.formats.grad]
+             for name, row, count in _fold(cast, ("formats",))]  # fmt: skip
+    if lines:
+        text.append(_table(["cast matmul operands", "weight", "input", "output gradient"], lines))
     lines = [
         [name + (f" ({count})" if count > 1 else ""), _number(site.multiplier), _number(site.expected_scale)]
         for name, site, count in _fold(
