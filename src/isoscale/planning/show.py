@@ -29,7 +29,8 @@ def _fold(rows: Sequence[Any], same: Sequence[str]) -> list[tuple[str, Any, int]
         key = (pattern(row.name), *(getattr(row, name) for name in same))
         name, first, count = out.get(key, (pattern(row.name), row, 0))
         out[key] = (name, first, count + 1)
-    return [(name if count > 1 else row.name, row, count) for name, row, count in out.values()]
+    shown = [(name if count > 1 else row.name, row, count) for name, row, count in out.values()]
+    return [(name.removesuffix(".weight"), row, count) for name, row, count in shown]
 
 
 def show_plan(
