@@ -23,7 +23,7 @@ def test_identity_is_of_the_point_and_the_seed_alone():
     assert identity({"lr": 1, "eps": 1e-8}, 0) == identity({"eps": 1e-8, "lr": 1.0}, 0)
     names = {identity({"lr": lr}, seed) for lr in POWERS for seed in (0, 1)}
     assert len(names) == 14
-    assert identity({"lr": 1.0}, 0) == "83b0a0a19d7e" or len(identity({"lr": 1.0}, 0)) == 12
+    assert identity({"lr": 1.0}, 0) == "d88463bc0d52"  # folders of old sweeps bear these names
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=9, unique=True))
@@ -62,7 +62,7 @@ def test_lr_line_asks_for_each_value_once():
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("best", itertools.product((0.5, 4.0), (0.25, 1.0, 8.0), (1.0, 2.0)))
+@pytest.mark.parametrize("best", list(itertools.product((0.5, 4.0), (0.25, 1.0, 8.0), (1.0, 2.0))))
 def test_independent_search_finds_the_separable_optimum_in_a_sum_of_runs_not_a_product(best):
     target = dict(zip(("lr", "alpha_attn", "alpha_res"), best))
     section = SweepSection(strategy="independent", space=dict.fromkeys(target, POWERS))

@@ -35,8 +35,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _as_json(error: IsoscaleError) -> dict[str, object]:
     if isinstance(error, ManyErrors):
         return {"error": error.message, "errors": [_as_json(one) for one in error.errors]}
-    shown = {"key": error.key, "value": error.value, "place": error.place, "hint": error.hint}
-    return {"error": error.message, **{k: v if isinstance(v, (str, int, float)) else repr(v) for k, v in shown.items()}}
+    value = error.value if isinstance(error.value, str | int) else repr(error.value)  # repr: JSON has no nan
+    return {"error": error.message, "key": error.key, "value": value, "place": error.place, "hint": error.hint}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()  # type: ignore[attr-defined]
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        print("\ninterrupted; what was finished is saved (--resume continues)", file=sys.stderr)
         code = 130
+    except SystemExit:  # how typer ends when a reader goes away, as in `isoscale plan | head`: no failure
+        code = 0
     except IsoscaleError as error:
         if debug:
             raise
@@ -70,8 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(_as_json(error)))
         print(f"isoscale: {error}", file=sys.stderr)
         code = 2
-    except BrokenPipeError:  # `isoscale plan | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if debug:
             raise
@@ -83,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+    if code == 130:
+        print("\ninterrupted; what was finished is saved (--resume continues)", file=sys.stderr)
     if arguments is None:
         sys.exit(code)
     return code

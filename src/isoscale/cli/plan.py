@@ -28,7 +28,8 @@ def plan(
     \b
     Examples:
       isoscale plan
-      isoscale plan --set model.width=4096 --set model.depth=32 --set model.head_size=128
+      isoscale plan --set model.width=4096 --set model.depth=32 \\
+          --set model.head_size=128
       isoscale plan --preset target --explain blocks.0.attn.qkv.weight
       isoscale plan --preset target --diff proxy
     """

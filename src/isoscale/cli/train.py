@@ -21,7 +21,8 @@ def train(
     \b
     Examples:
       isoscale train --preset proxy --set hps.lr=2
-      isoscale train --data my_texts/ --set model.width=256 --set numerics.recipe=fp8 --out runs/mine
+      isoscale train --data my_texts/ --set model.width=256 \\
+          --set numerics.recipe=fp8 --out runs/mine
       isoscale train --out runs/mine --data my_texts/ --resume
     """
     from isoscale.cli.progress import training_bar

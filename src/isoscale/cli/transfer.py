@@ -40,7 +40,8 @@ def transfer(
     \b
     Examples:
       isoscale transfer runs/sweep --width 256
-      isoscale transfer runs/sweep --width 256 --depth 8 --recipe fp8 --train --out runs/target
+      isoscale transfer runs/sweep --width 256 --depth 8 --recipe fp8 \\
+          --train --out runs/target
     """
     from dataclasses import asdict
 

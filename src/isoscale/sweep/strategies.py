@@ -117,7 +117,7 @@ def make(section: SweepSection, seed: int) -> Strategy:
     if section.strategy == "random":
         return Random(section, seed)
     ignored = [name for name in section.space if name != "lr"]
-    if section.strategy == "lr-line" and ignored:
+    if section.strategy == "lr-line" and "lr" in section.space and ignored:
         raise ConfigError(
             f"the LR line tries lr only, not {', '.join(ignored)}", key="sweep.space", value=ignored,
             hint="sweep.strategy=independent tries one line per hyperparameter",
