@@ -102,6 +102,9 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
         mean, low, high = gap["u-mup fp8"]
         inside = low >= -0.005 and high <= 0.005
         f1 = (True if inside else (False if low > 0.005 or high < -0.005 else None)) if mean != 0 else False
+    f1b = None
+    if "u-mup fp8" in gap and len(gaps(loss, "u-mup fp8")) >= 2:
+        f1b = True if gap["u-mup fp8"][2] <= 0.005 else (False if gap["u-mup fp8"][1] > 0.005 else None)
     f2 = {}
     for power in (12, 20):
         arm = f"u-mup fp8, gradients x 2^-{power}"
@@ -113,6 +116,7 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
         "## Verdicts",
         "",
         f"- **F1** fp8 within 0.005 of fp32, and not equal: **{verdict(f1)}**",
+        f"- **F1, one-sided** (added after the rows were seen) fp8 is not worse than fp32 by 0.005 or more: **{verdict(f1b)}**",
         f"- **F2 (2^-12)** gradients pushed down must fail (>= 0.05): **{verdict(f2[12])}**",
         f"- **F2 (2^-20)** gradients pushed down must fail (>= 0.05): **{verdict(f2[20])}**",
         f"- **F3** SP under the plain cast loses >= 0.02 and a loss scale repairs half: **{verdict(f3)}**",
