@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from isoscale._base.errors import did_you_mean
 
 # The bounds are far outside of what anybody trains; inside them no product of settings over- or underflows a float.
-Positive = Annotated[float, Field(ge=1e-30, le=1e30, allow_inf_nan=False)]
+
+
+def _not_tiny(value: float) -> float:
+    if value < 1e-30:
+        raise ValueError("Input should be at least 1e-30")
+    return value
+
+
+Positive = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False), AfterValidator(_not_tiny)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 Size = Annotated[int, Field(ge=1, le=2**20)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
