@@ -121,23 +121,42 @@ class Optimum:
     interior: bool
 
 
-def _vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Basin:
+    """A parabola through the points around a curve's minimum.
+
+    Args:
+        at: log2 LR of its vertex, inside the grid.
+        loss: there.
+        curvature: nats per octave squared; 0 when no parabola fits.
+        low: lowest log2 LR that was fitted.
+        high: highest.
+    """
+
+    at: float
+    loss: float
+    curvature: float
+    low: float
+    high: float
+
+
+def basin(x: np.ndarray, y: np.ndarray) -> Basin:
+    """Least-squares parabola through up to five points around the lowest; points 0.35 above it follow the divergence
+    cliff, not the basin, and are left out while three remain."""
     best = int(np.argmin(y))
     lo, hi = max(0, min(best - 2, len(x) - 5)), min(len(x), max(best + 3, 5))
-    keep = slice(lo, hi) if len(x) >= 5 else slice(None)
-    # Points far above the minimum follow the divergence cliff, not the basin: leave them out of the parabola.
-    xs, ys = x[keep], y[keep]
+    xs, ys = x[lo:hi], y[lo:hi]
     near = ys < ys.min() + 0.35
-    xs, ys = (
-        (xs[near], ys[near]) if near.sum() >= 3 else (x[max(0, best - 1) : best + 2], y[max(0, best - 1) : best + 2])
-    )
-    if len(xs) < 3:
-        return float(x[best]), float(y[best])
-    a, b, c = np.polyfit(xs, ys, 2)
-    if a <= 0:
-        return float(x[best]), float(y[best])
-    at = float(np.clip(-b / (2 * a), x[0], x[-1]))
-    return at, float(np.polyval((a, b, c), at))
+    if near.sum() >= 3:
+        xs, ys = xs[near], ys[near]
+    else:
+        xs, ys = x[max(0, best - 1) : best + 2], y[max(0, best - 1) : best + 2]
+    if len(xs) >= 3:
+        a, b, c = np.polyfit(xs, ys, 2)
+        if a > 0:
+            at = float(np.clip(-b / (2 * a), x[0], x[-1]))
+            return Basin(at, float(np.polyval((a, b, c), at)), float(a), float(xs[0]), float(xs[-1]))
+    return Basin(float(x[best]), float(y[best]), 0.0, float(x[best]), float(x[best]))
 
 
 def optimum(curve: dict[float, dict[int, float]], rounds: int = 500) -> Optimum:
@@ -145,7 +164,8 @@ def optimum(curve: dict[float, dict[int, float]], rounds: int = 500) -> Optimum:
     usable = dict(sorted(curve.items()))
     x = np.array(list(usable))
     mean = np.array([np.mean([min(v, 20.0) for v in by.values()]) for by in usable.values()])
-    at, loss = _vertex(x, mean)
+    fit = basin(x, mean)
+    at, loss = fit.at, fit.loss
     rng = np.random.default_rng(0)
     seeds = sorted({s for by in usable.values() for s in by})
     draws = []
@@ -155,13 +175,17 @@ def optimum(curve: dict[float, dict[int, float]], rounds: int = 500) -> Optimum:
         for by in usable.values():
             have = [min(by[s], 20.0) for s in picked if s in by] or [min(v, 20.0) for v in by.values()]
             y.append(np.mean(have))
-        draws.append(_vertex(x, np.array(y))[0])
+        draws.append(basin(x, np.array(y)).at)
     low, high = np.percentile(draws, [2.5, 97.5])
     return Optimum(at, float(low), float(high), loss, bool(mean[0] >= loss + 0.05 and mean[-1] >= loss + 0.05))
 
 
 def cost_of(curve: dict[float, dict[int, float]], at: float, rounds: int = 500) -> tuple[float, float, float]:
-    """Loss at the LR `at` (interpolated) minus the curve's own fitted best; (mean, low, high) over seed resamples."""
+    """Loss at the LR `at` minus the curve's own best; (mean, low, high) over seed resamples.
+
+    Inside the fitted basin both are read off the parabola (linear interpolation between octaves would charge a cost
+    even to the curve's own optimum); outside it, `at` is interpolated between the measured points.
+    """
     x = np.array(sorted(curve))
     rng = np.random.default_rng(1)
     seeds = sorted({s for by in curve.values() for s in by})
@@ -173,8 +197,10 @@ def cost_of(curve: dict[float, dict[int, float]], at: float, rounds: int = 500) 
             have = [min(by[s], 20.0) for s in picked if s in by] or [min(v, 20.0) for v in by.values()]
             y.append(float(np.mean(have)))
         values = np.array(y)
-        own = min(_vertex(x, values)[1], float(values.min()))
-        return float(np.interp(at, x, values)) - own
+        fit = basin(x, values)
+        if fit.low <= at <= fit.high:
+            return fit.curvature * (at - fit.at) ** 2
+        return float(np.interp(at, x, values)) - min(fit.loss, float(values.min()))
 
     draws = [one(list(rng.choice(seeds, len(seeds)))) for _ in range(rounds)]
     return one(seeds), float(np.percentile(draws, 2.5)), float(np.percentile(draws, 97.5))

@@ -26,6 +26,8 @@ SCHEMES: dict[str, tuple[dict[str, object], range]] = {
     "sp-lecun": ({"rules.parametrisation": "sp-lecun", "hps.weight_decay": 0.1}, range(-11, -4)),
     "mup": ({"rules.parametrisation": "mup", "hps.weight_decay": 0.1, "base.width": 64}, range(-10, -3)),
 }  # fmt: skip
+# Context, added after u-muP's first rows: one HP line at width 64 had shown that alpha_res 1/2 lowers its loss.
+SCHEMES["u-mup-res-half"] = ({**SCHEMES["u-mup"][0], "hps.alpha_res": 0.5}, range(0, 3))
 TUNED = DATA / "mup_tuned.json"  # written by tune_mup.py: independent search at width 64
 if TUNED.exists():
     SCHEMES["mup-tuned"] = ({**SCHEMES["mup"][0], **json.loads(TUNED.read_text())}, SCHEMES["mup"][1])
@@ -50,6 +52,7 @@ def cells() -> list[Cell]:
     rivals = [name for name in ("mup", "mup-tuned") if name in SCHEMES]
     out += [cell(s, 64, e, 0) for s in rivals for e in SCHEMES[s][1]]
     out += [cell(s, w, e, 0) for w in (256, 128) for s in rivals for e in (-9, -8, -7, -6)]
+    out += [cell("u-mup-res-half", w, e, 0) for w in (64, 256, 128) for e in SCHEMES["u-mup-res-half"][1]]
     out += [cell(s, 64, e, seed) for s in ("sp", "sp-lecun") for seed in (1, 2) for e in SCHEMES[s][1]]
     out += [cell("u-mup", 32, e, 0) for e in ours]
     out += [cell("u-mup", 512, e, 0) for e in (0, 1, 2)]

@@ -12,12 +12,13 @@ WIDTHS = (32, 64, 128, 256, 512)
 def judge(rows: dict[str, dict[str, Any]]) -> None:
     """Tables and verdicts into docs/results/transfer.md."""
     curves = losses(rows.values(), "scheme", "width")
-    schemes = sorted({scheme for scheme, _ in curves}, key=["u-mup", "mup", "mup-tuned", "sp", "sp-lecun"].index)
+    schemes = sorted({scheme for scheme, _ in curves}, key=["u-mup", "u-mup-res-half", "mup", "mup-tuned", "sp", "sp-lecun"].index)
     text = [
         "# LR transfer over width",
         "",
         f"{len(rows)} runs. Command and pre-registration: `benchmarks/transfer.py`.",
-        "Machine class: 2-core x86-64 CPU, one thread a run. Losses: nats per byte, validation, mean over seeds.",
+        "Costs are read off the fitted parabola; a first version interpolated linearly between octaves, which charged a cost "
+            "even to a curve's own optimum (it gave T2 0.016, refuted).", "Machine class: 2-core x86-64 CPU, one thread a run. Losses: nats per byte, validation, mean over seeds.",
         "",
     ]
     best: dict[tuple[str, int], Any] = {}
