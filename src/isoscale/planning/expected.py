@@ -40,7 +40,7 @@ def _silu_series(mult: float) -> NDArray[np.float64]:
     """a_k^2 with E[s(g) s(g')] = sum_k a_k^2 c^k for s(g) = silu(mult g) / mult and correlation c."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(120)
     weights = weights / weights.sum()
-    value = nodes / (1 + np.exp(-mult * nodes))
+    value = nodes / (1 + np.exp(np.clip(-mult * nodes, -700.0, 700.0)))
     out = []
     for k in range(_TERMS):
         basis = np.polynomial.hermite_e.hermeval(nodes, [0.0] * k + [1.0]) / math.sqrt(math.factorial(k))
