@@ -43,3 +43,15 @@ def test_commands_shown_exist(page: Path) -> None:
         flags = {flag for p in known[line[0]].params for flag in p.opts}
         for flag in re.findall(r"(--[\w-]+)", line[1].split(";")[0]):
             assert flag in flags, line
+
+
+def test_the_tutorial_shows_the_recorded_result() -> None:
+    """The screen in the tutorial is made from the recorded numbers by the code that prints it."""
+    import json
+
+    from isoscale.cli.quickstart import closing
+
+    result = json.loads((ROOT / "docs" / "results" / "data" / "quickstart.json").read_text())
+    shown = re.search(r"```text\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), re.S)
+    assert shown is not None
+    assert shown.group(1).strip() == closing(result).strip()
