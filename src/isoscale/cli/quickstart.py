@@ -38,7 +38,7 @@ def quickstart(
     from isoscale.sweep import Display, Status
     from isoscale.sweep import quickstart as run
 
-    base = load_config("proxy", None, [f"seed={seed}", "train.steps=160", *(set_ or [])], data).config
+    base = load_config("proxy", None, [f"seed={seed}", "train.steps=200", *(set_ or [])], data).config
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), TextColumn("{task.fields[info]}"))
     with Progress(*columns, console=console, disable=quiet) as progress:
