@@ -67,7 +67,7 @@ def plan(
 
 def describe(change: Change, *, reason: bool = True) -> list[str]:
     """One change in a line or two that fit 80 columns where they can."""
-    left, right = _show(change.left), _show(change.right)
+    left, right = show_value(change.left), show_value(change.right)
     if change.quantity == "formats":
         left, right = _formats(change.left), _formats(change.right)
     elif change.quantity == "factors":
@@ -80,27 +80,27 @@ def describe(change: Change, *, reason: bool = True) -> list[str]:
 def _formats(value: Any) -> str:
     """weight/input/grad, as in the plan's table."""
     fields = getattr(value, "__dataclass_fields__", None)
-    return "/".join(getattr(value, name) for name in fields) if fields else _show(value)
+    return "/".join(getattr(value, name) for name in fields) if fields else show_value(value)
 
 
 def _apart(left: Any, right: Any) -> tuple[str, str]:
     """Only the fields in which two records differ."""
     try:
         names = [name for name in left.__dataclass_fields__ if getattr(left, name) != getattr(right, name)]
-        sides = [", ".join(f"{name} {_show(getattr(side, name))}" for name in names) for side in (left, right)]
+        sides = [", ".join(f"{name} {show_value(getattr(side, name))}" for name in names) for side in (left, right)]
     except AttributeError:
-        return _show(left), _show(right)
+        return show_value(left), show_value(right)
     return sides[0], sides[1]
 
 
-def _show(value: object) -> str:
+def show_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, tuple) and len(value) > 4:
-        return f"{_show(value[0])} .. {_show(value[-1])}"
+        return f"{show_value(value[0])} .. {show_value(value[-1])}"
     if isinstance(value, tuple):
-        return "(" + ", ".join(_show(item) for item in value) + ")"
+        return "(" + ", ".join(show_value(item) for item in value) + ")"
     fields = getattr(value, "__dataclass_fields__", None)
     if fields:
-        return ", ".join(f"{name} {_show(getattr(value, name))}" for name in fields)
+        return ", ".join(f"{name} {show_value(getattr(value, name))}" for name in fields)
     return str(value)
