@@ -27,7 +27,7 @@ SCHEMES: dict[str, tuple[dict[str, object], range]] = {
     "mup": ({"rules.parametrisation": "mup", "hps.weight_decay": 0.1, "base.width": 64}, range(-10, -3)),
 }  # fmt: skip
 # Context, added after u-muP's first rows: one HP line at width 64 had shown that alpha_res 1/2 lowers its loss.
-SCHEMES["u-mup-res-half"] = ({**SCHEMES["u-mup"][0], "hps.alpha_res": 0.5}, range(0, 3))
+SCHEMES["u-mup-res-half"] = ({**SCHEMES["u-mup"][0], "hps.alpha_res": 0.5}, range(3))
 TUNED = DATA / "mup_tuned.json"  # written by tune_mup.py: independent search at width 64
 if TUNED.exists():
     SCHEMES["mup-tuned"] = ({**SCHEMES["mup"][0], **json.loads(TUNED.read_text())}, SCHEMES["mup"][1])
