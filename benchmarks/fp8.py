@@ -124,8 +124,8 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
     ]
     text += [
         "Why 2^-12 is no failing control: E5M2 reaches down to 2^-16, so gradients that start at unit scale stay inside it "
-        "when pushed down by 2^-12. That is the headroom unit scaling buys; SP's gradients start about that low by "
-        "themselves, and SP fails. 2^-20 leaves the format, and fails.",
+        "when pushed down by 2^-12: that is the headroom unit scaling buys. 2^-20 leaves the format, and fails. SP's "
+        "gradients lie at about 2^-15 by themselves: nearly all are flushed, as the table below shows.",
         "",
         "Why F1 needs so many seeds: rounding moves a single run's final loss either way by about the standard deviation of "
         "the gaps, which at this length is several times 0.005.",

@@ -302,10 +302,10 @@ class _Run:
         return loss
 
     def once(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """The loss of one batch, uncompiled, so that hooks see every module."""
+        """The loss of one batch, uncompiled, so that hooks see every module; with the loss scale, as the casts see it."""
         with self.context():
             loss: Tensor = self.model(ids, targets)
-        return loss
+        return loss * self.loss_scale if self.loss_scale != 1 else loss
 
     def refuse(self, step: int, loss: float, norm: float) -> None:
         """A non-finite step: stop with the first bad tensor named, or leave the update out and count."""
