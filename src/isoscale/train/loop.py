@@ -302,7 +302,7 @@ class _Run:
         return loss
 
     def once(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """The loss of one batch, uncompiled, so that hooks see every module; with the loss scale, as the casts see it."""
+        """The loss of one batch as training scales it, uncompiled, so that hooks see every module."""
         with self.context():
             loss: Tensor = self.model(ids, targets)
         return loss * self.loss_scale if self.loss_scale != 1 else loss
