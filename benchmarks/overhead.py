@@ -216,7 +216,7 @@ def publish(rows: list[dict[str, Any]], path: Path) -> None:
         "",
         "CPU rows were taken beside other jobs (CPU time, one thread). In eager mode the closed-form norm here is faster",
         "than torch's CPU `rms_norm`, which the plain twin uses, and pays for part of the scaling; compiled, both are fused.",
-        "Compiled bf16 costs more than the other cells and more than unit-scaling's ratio there. The cause is not found:",
+        "At width 256 compiled bf16 costs more than unit-scaling's ratio, at 512 it does not. The cause is not found:",
         "oneDNN's alpha costs 2-3 % of a bf16 GEMM, but multiplies in its place gave 1.027 [1.007, 1.041] in a side run.",
         "",
         "| machine | width | batch | dtype | mode | rounds | isoscale | unit-scaling 0.3.5 | verdict | kernels | buffers |",
