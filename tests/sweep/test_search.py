@@ -161,6 +161,7 @@ def test_transfer_fills_the_base_in_where_rules_have_ratios():
     ({"rules.parametrisation": "sp"}, {"model.width": 256}, False, "under SP the optimum moves"),
     ({"model.norm": "trainable"}, {"model.width": 256}, False, "non-parametric norms"),
     ({}, {"model.width": 256, "train.steps": 600}, False, "token count differs (307,200 -> 614,400)"),
+    ({}, {"model.width": 256, "model.depth": 8}, False, "the depth differs (4 -> 8)"),
 ])  # fmt: skip
 def test_transfer_warns(proxy, values, edge, text):
     made = transfer(result(RunConfig().with_values(**proxy), edge=edge), **values)

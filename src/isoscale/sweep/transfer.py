@@ -76,6 +76,9 @@ def _warnings(result: SweepResult, target: RunConfig) -> list[str]:
     growth = target.model.width / proxy.model.width
     if 1 < growth < 4:
         out.append(f"the target is only {growth:.3g}x wider than the proxy: a sweep at the target may cost little more")
+    if target.model.depth != proxy.model.depth:
+        out.append(f"the depth differs ({proxy.model.depth} -> {target.model.depth}): the LR carries over width, much "
+                   "less over depth (docs/results/depth.md); tune the proxy at the target's depth")  # fmt: skip
     if proxy.model.width < 64:
         out.append(f"a proxy of width {proxy.model.width} is below the sizes at which transfer is reliable (64 and up)")
     if target.model.width < proxy.model.width:
