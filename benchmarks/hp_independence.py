@@ -126,6 +126,8 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
     whole = all(done == total for _, done, total in means.values())
     h1 = means["u-mup"][0] * 2 <= means["mup"][0] if whole else None
     text += ["## Verdict", "", f"- **H1** u-muP's mean transfer error is at most half of muP's: **{verdict(h1)}**"]
+    text += ["", "Caveats: one seed a cell, and single runs scatter by about 0.01 (fp8.md), the size of both means; several "
+             "of muP's best values lie at an end of its three, where an error of 0 says little; 150 steps against the paper's 8192."]
     publish("hp_independence", "\n".join(text) + "\n")
 
 
