@@ -135,19 +135,26 @@ def test_a_run_killed_again_and_again_ends_as_the_uncut_one(tiny, tmp_path):
     config, rng, kills = tiny(**values), random.Random(0), 0
     train(config, tmp_path / "uncut")
     out, status = tmp_path / "cut", 1
+
+    def rows() -> int:
+        path = out / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
     while status != 0:
         child = os.fork()
         if child == 0:
             train(config, out, resume=True)
             os._exit(0)
-        begun, patience = time.monotonic(), rng.uniform(0.05, 0.5)
+        # By rows written, not by the clock: a fast machine would finish before it is killed.
+        written, patience, pause = rows(), rng.randint(1, 8), rng.uniform(0, 0.01)
         while (found := os.waitpid(child, os.WNOHANG)) == (0, 0):
-            if kills < 8 and time.monotonic() - begun > patience:
+            if kills < 8 and abs(rows() - written) >= patience:
+                time.sleep(pause)
                 os.kill(child, signal.SIGKILL)
                 kills += 1
                 found = os.waitpid(child, 0)
                 break
-            time.sleep(0.005)
+            time.sleep(0.001)
         status = found[1]
     assert kills >= 3
     assert_same_ending(tmp_path / "uncut", out)
