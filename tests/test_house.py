@@ -14,7 +14,7 @@ import isoscale
 SRC = Path(isoscale.__file__).parent
 # Left may be imported by right; folders in one tuple are siblings and do not import each other.
 ORDER = [
-    ("_base",), ("config",), ("rules",), ("formats",), ("kernels",), ("nn",), ("models",), ("planning",),
+    ("_base",), ("config",), ("rules",), ("kernels",), ("formats",), ("nn",), ("models",), ("planning",),
     ("optim", "numerics", "probe"), ("scalify",), ("train",), ("sweep",), ("cli",),
 ]  # fmt: skip
 RANK = {name: i for i, group in enumerate(ORDER) for name in group}

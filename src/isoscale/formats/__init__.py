@@ -1,17 +1,52 @@
 """Element formats as data, and exact saturating casts to them."""
 
+from isoscale.formats.block import BLOCKS, SCALE_RULES, BlockFormat, Format, by_name, element_by_name, names
 from isoscale.formats.cast import cast_stats, fake_cast, saturating_cast
-from isoscale.formats.element import BF16, E4M3, E5M2, FP16, FP32, ElementFormat, by_name, names
+from isoscale.formats.element import (
+    BF16,
+    E2M1,
+    E2M3,
+    E3M2,
+    E3M4,
+    E4M3,
+    E4M3_FNUZ,
+    E4M3_IEEE,
+    E5M2,
+    E5M2_FNUZ,
+    E8M0,
+    ELEMENTS,
+    FP16,
+    FP32,
+    INT4,
+    INT8,
+    ElementFormat,
+)
 
 __all__ = [
     "BF16",
+    "BLOCKS",
+    "E2M1",
+    "E2M3",
+    "E3M2",
+    "E3M4",
     "E4M3",
+    "E4M3_FNUZ",
+    "E4M3_IEEE",
     "E5M2",
+    "E5M2_FNUZ",
+    "E8M0",
+    "ELEMENTS",
     "FP16",
     "FP32",
+    "INT4",
+    "INT8",
+    "SCALE_RULES",
+    "BlockFormat",
     "ElementFormat",
+    "Format",
     "by_name",
     "cast_stats",
+    "element_by_name",
     "fake_cast",
     "names",
     "saturating_cast",

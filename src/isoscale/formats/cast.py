@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from isoscale._base.errors import ConfigError
-from isoscale.formats.element import ElementFormat, by_name
+from isoscale.formats.block import element_by_name
+from isoscale.formats.element import ElementFormat
 
 torch.utils._pytree.register_constant(ElementFormat)
 _LAYOUT = {False: (torch.float32, torch.int32, 23, 127), True: (torch.float64, torch.int64, 52, 1023)}
@@ -31,7 +32,7 @@ def _checked(x: Tensor, fmt: ElementFormat | str) -> ElementFormat:
     if x.dtype not in _MANTISSA:
         hint = "x.float() first: float16, bfloat16, float32 and float64 can be cast"
         raise ConfigError("only real floating-point tensors can be cast to a format", value=x.dtype, key="x", hint=hint)
-    return by_name(fmt) if isinstance(fmt, str) else fmt
+    return element_by_name(fmt) if isinstance(fmt, str) else fmt
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
