@@ -1,4 +1,4 @@
-"""Element formats as data, and exact saturating casts to them."""
+"""Element and block formats as data, and exact casts to them: values, codes, and what is lost."""
 
 from isoscale.formats.block import BLOCKS, SCALE_RULES, BlockFormat, Format, by_name, element_by_name, names
 from isoscale.formats.cast import cast_stats, fake_cast, saturating_cast
@@ -21,6 +21,10 @@ from isoscale.formats.element import (
     INT8,
     ElementFormat,
 )
+from isoscale.formats.error import CastError, error
+from isoscale.formats.files import load_tensors, save_tensors
+from isoscale.formats.rounding import ROUNDINGS, Stochastic
+from isoscale.formats.tensor import BlockTensor, encode
 
 __all__ = [
     "BF16",
@@ -40,14 +44,22 @@ __all__ = [
     "FP32",
     "INT4",
     "INT8",
+    "ROUNDINGS",
     "SCALE_RULES",
     "BlockFormat",
+    "BlockTensor",
+    "CastError",
     "ElementFormat",
     "Format",
+    "Stochastic",
     "by_name",
     "cast_stats",
     "element_by_name",
+    "encode",
+    "error",
     "fake_cast",
+    "load_tensors",
     "names",
     "saturating_cast",
+    "save_tensors",
 ]

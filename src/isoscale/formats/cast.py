@@ -1,151 +1,221 @@
-"""Saturating casts to an element format: to nearest, ties to even, the same bits on every device.
+"""Casts of tensors to a format: to values (`fake_cast`), and what they lose (`cast_stats`).
 
-How: clamp to the largest value, then round in the input's own arithmetic. The spacing of the format's values around x
-is a power of two read off the exponent bits of x, so `round(x * (1 / spacing)) * spacing` has exactly one rounding, and
-no step (integer operations, products with powers of two, round) that devices do in different ways.
-
-Why not `x.to(torch.float8_e4m3fn)`: overflow saturates, gives NaN or gives inf depending on dtype, device and version;
-float64 would be rounded twice (through float32); and Inductor drops a cast to bf16 and back as pointless. The
-arithmetic form costs the same in eager mode.
+Who computes: on a CPU, in eager mode, the C++ rows of `isoscale.kernels`; on a GPU its Triton kernels; in compiled code
+and wherever a kernel does not reach, `reference`, in plain torch. All give the same bits.
 
 What is lost: the sign and payload of a NaN are not promised.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from isoscale._base.errors import ConfigError
-from isoscale.formats.block import element_by_name
+from isoscale._base.errors import ConfigError, did_you_mean
+from isoscale.formats import dispatch, reference
+from isoscale.formats.block import BlockFormat, Format, by_name, element_by_name
 from isoscale.formats.element import ElementFormat
+from isoscale.formats.grid import MANTISSA, grid_of, round_to_grid
+from isoscale.formats.layout import axis_of, spec_of, view_of
+from isoscale.formats.reference import Cast
+from isoscale.formats.rounding import Noise, Stochastic, resolve
 
 torch.utils._pytree.register_constant(ElementFormat)
-_LAYOUT = {False: (torch.float32, torch.int32, 23, 127), True: (torch.float64, torch.int64, 52, 1023)}
-_MANTISSA = {torch.float16: 10, torch.bfloat16: 7, torch.float32: 23, torch.float64: 52}
+torch.utils._pytree.register_constant(BlockFormat)
+ClipGradient = Literal["pass", "zero"]
 
 
-def _checked(x: Tensor, fmt: ElementFormat | str) -> ElementFormat:
-    if x.dtype not in _MANTISSA:
+def checked(x: Tensor, fmt: Format | str, scale_rule: str | None = None) -> Format:
+    """The format, with a rule put in.
+
+    Raises:
+        ConfigError: x is not a real floating-point tensor; unknown format; a rule that it cannot use.
+    """
+    if not isinstance(x, Tensor):
+        raise ConfigError("only tensors can be cast to a format", value=type(x).__name__, key="x")
+    if x.dtype not in MANTISSA:
         hint = "x.float() first: float16, bfloat16, float32 and float64 can be cast"
         raise ConfigError("only real floating-point tensors can be cast to a format", value=x.dtype, key="x", hint=hint)
-    return element_by_name(fmt) if isinstance(fmt, str) else fmt
+    if isinstance(fmt, str):
+        fmt = by_name(fmt)
+    if scale_rule is None:
+        return fmt
+    if isinstance(fmt, ElementFormat):
+        hint = "a block format has scales: " + did_you_mean(f"mx_{fmt.name}", ("mxfp8_e4m3", "mxfp6_e3m2", "mxfp4"))
+        raise ConfigError(f"{fmt.name} has no scale", key="scale_rule", value=scale_rule, hint=hint)
+    return fmt.with_(scale_rule=scale_rule)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _constants(fmt: ElementFormat, dtype: torch.dtype) -> tuple[float, float, int, int]:
-    """Largest value of the format; largest that `dtype` holds too; smallest exponent; mantissa bits.
+def _numbers(fmt: Format, dtype: torch.dtype) -> tuple[Any, ...]:
+    """All that depends on the format, as plain numbers.
 
     One call that the compiler folds, so that no property of a format becomes a symbol of the graph. Being registered
     as a constant, a format is guarded by equality: another one recompiles.
     """
-    top = min(fmt.max, torch.finfo(dtype).max)
-    fraction, exponent = math.frexp(top)
-    scale = 1 << (min(fmt.mantissa_bits, _MANTISSA[dtype]) + 1)
-    bound = math.ldexp(math.floor(fraction * scale), exponent) / scale
-    return fmt.max, bound, fmt.emin, fmt.mantissa_bits
+    element = fmt if isinstance(fmt, ElementFormat) else fmt.element
+    block = (1, 0) if isinstance(fmt, ElementFormat) else fmt.block
+    unit = view_of((1, 1), -1, (1, 1))
+    return (*grid_of(element, dtype), *block, *spec_of(fmt, unit)[:-2])
 
 
-def _round(x: Tensor, bound: float, emin: int, mantissa_bits: int) -> Tensor:
-    wide, word, field, bias = _LAYOUT[x.dtype == torch.float64]
-    v = x.to(wide).clamp(-bound, bound)
-    if emin - mantissa_bits > -bias:  # the spacing is a normal number of the wide type
-        exponent = (v.view(word) & (2 * bias + 1 << field)).clamp(min=emin + bias << field)
-        spacing = exponent - (mantissa_bits << field)
-        v = torch.round(v * ((2 * bias << field) - spacing).view(wide)) * spacing.view(wide)
-    elif mantissa_bits < field:  # same exponent range as the input (fp32 to bf16): round the word itself
-        cut = field - mantissa_bits
-        bits = v.view(word)
-        rounded = (bits + ((1 << (cut - 1)) - 1) + ((bits >> cut) & 1)) >> cut << cut
-        v = torch.where(v.isnan(), v, rounded.view(wide))
-    return v.to(x.dtype)
+def cast_of(x: Tensor, fmt: Format, axis: int, rounding: str, noise: Noise | None, *, values: bool = True) -> Cast:
+    """All settings of a cast of x, as numbers.
+
+    Args:
+        x: the tensor.
+        fmt: to which format.
+        axis: along which blocks lie.
+        rounding: its name.
+        noise: for stochastic rounding.
+        values: the cast is to values, so that the order of codes does not matter.
+    """
+    found = _numbers(fmt, x.dtype)
+    grid, block, spec = reference.Grid(*found[:6]), (found[6], found[7]), found[8:]
+    if isinstance(fmt, ElementFormat):
+        axis = -1 if values else axis
+    elif values and block == (0, 0):
+        axis_of(axis, x.dim())  # refuses what is none
+        axis = -1  # one block: any order of the elements will do
+    view = view_of(tuple(x.shape), axis, block)
+    return Cast(reference.CastSpec(*spec, view.rows, view.cols), grid, view, rounding, noise)
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The rounding, with the identity as its derivative."""
+    """The cast, with the identity as its derivative; zero where it clipped, if asked."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, bound: float, emin: int, mantissa_bits: int) -> Tensor:
-        return _round(x, bound, emin, mantissa_bits)
+    def forward(x: Tensor, tensor_amax: Tensor | None, cast: Cast, clip: bool) -> tuple[Tensor, Tensor | None]:
+        if not clip:
+            return dispatch.cast_values(x, cast, tensor_amax), None
+        y = reference.cast_values(x, cast, tensor_amax)
+        return y, reference.kept(x, cast, tensor_amax)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        return None
+        ctx.save_for_backward(output[1])
+        ctx.save_for_forward(output[1])
+        if output[1] is not None:
+            ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return grad, None, None, None
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
+        (kept,) = ctx.saved_tensors
+        return (grad if kept is None else grad * kept), None, None, None
 
 
 class _StraightThroughForward(_StraightThrough):
     """The same with a forward-mode rule, which the compiler does not trace."""
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return tangent.view_as(tangent)
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return (tangent.view_as(tangent) if kept is None else tangent * kept), None
 
 
-def fake_cast(x: Tensor, fmt: ElementFormat | str) -> Tensor:
-    """Rounds to the nearest value of a format (ties to even) and saturates; the result stays in `x.dtype`.
+def amax_tensor(tensor_amax: Tensor | float | None, fmt: Format, x: Tensor) -> Tensor | None:
+    """The known largest magnitude of the tensor as a 0-d float32 tensor."""
+    if tensor_amax is None:
+        return None
+    if isinstance(fmt, ElementFormat) or fmt.scale != "e4m3":
+        hint = "only formats with E4M3 block scales have a scale of the tensor: nvfp4"
+        raise ConfigError("this format takes no tensor amax", key="tensor_amax", value=str(fmt), hint=hint)
+    if isinstance(tensor_amax, Tensor):
+        return tensor_amax.detach().to(x.device, torch.float32).reshape(())
+    if not 0 <= tensor_amax <= torch.finfo(torch.float32).max:
+        raise ConfigError("a largest magnitude is finite and not negative", key="tensor_amax", value=tensor_amax)
+    return torch.full((), float(tensor_amax), device=x.device)
 
-    Infinities become the largest finite value, NaN stays NaN, -0 stays -0. One rounding, for float64 too. Where the
-    format reaches further than `x.dtype` (bf16 of a float16 tensor) or has finer values at the top (fp16 of a bfloat16
-    tensor), the largest value that both can hold is the bound, so that the result is a value of the format.
+
+def fake_cast(
+    x: Tensor, fmt: Format | str, *, axis: int = -1, scale_rule: str | None = None,
+    rounding: str | Stochastic = "nearest-even", seed: int | Tensor | None = None,
+    clip_gradient: ClipGradient = "pass", tensor_amax: Tensor | float | None = None,
+) -> Tensor:  # fmt: skip
+    """The values that x has after a cast to a format and back; the result stays in `x.dtype`.
+
+    Element formats: infinities become the largest finite value, NaN stays NaN, -0 stays -0 where the format has one.
+    One rounding, for float64 too. Where the format reaches further than `x.dtype` (bf16 of a float16 tensor) or has
+    finer values at the top (fp16 of a bfloat16 tensor), the largest value that both can hold is the bound.
+
+    Block formats: a block with an inf or a NaN becomes all NaN (its scale is NaN); a block of zeros stays zero; a size
+    that the block does not divide is padded with 0 and cut again. A value that `x.dtype` cannot hold after decoding
+    becomes inf, as in any cast.
 
     Args:
         x: any shape; float16, bfloat16, float32 or float64.
-        fmt: an element format or its name.
+        fmt: a format or its name, such as `e4m3`, `mxfp6_e3m2` or `mxfp4/rceil`.
+        axis: along which the blocks lie; element formats ignore it.
+        scale_rule: in place of the format's own: `floor`, `ceil`, `even`, `rceil` or `amax`.
+        rounding: `nearest-even`, `toward-zero`, `up`, `down`, `nearest-away`, `stochastic`, or a `Stochastic`.
+        seed: for `stochastic`; the bits depend on it and on an element's index in x alone.
+        clip_gradient: the derivative is 1 (straight through); `zero` makes it 0 where a value was clipped.
+        tensor_amax: the largest magnitude of the tensor if it is known, for `nvfp4`.
 
     Returns:
-        A tensor of the same shape and dtype. Its derivative is the identity (straight through) everywhere.
+        A tensor of the same shape and dtype.
 
     Raises:
-        ConfigError: an integer, boolean, complex or 8-bit tensor; an unknown name.
+        ConfigError: an integer, boolean, complex or 8-bit tensor; an unknown name, rule, rounding or axis.
     """
-    fmt = _checked(x, fmt)
+    fmt = checked(x, fmt, scale_rule)
+    if clip_gradient not in ("pass", "zero"):
+        hint = did_you_mean(str(clip_gradient), ("pass", "zero"))
+        raise ConfigError("no such clip gradient", key="clip_gradient", value=clip_gradient, hint=hint)
+    name, noise = resolve(rounding, seed, tuple(x.shape))
+    cast = cast_of(x, fmt, axis, name, noise)
+    known = amax_tensor(tensor_amax, fmt, x)
+    if x.numel() == 0:
+        return x.clone()
     rule = _StraightThrough if torch.compiler.is_compiling() else _StraightThroughForward
-    result: Tensor = rule.apply(x, *_constants(fmt, x.dtype)[1:])  # type: ignore[no-untyped-call]
+    result: Tensor = rule.apply(x, known, cast, clip_gradient == "zero")[0]  # type: ignore[no-untyped-call]
     return result
 
 
 def saturating_cast(x: Tensor, fmt: ElementFormat | str) -> Tensor:
-    """Like `fake_cast`, with the result in the format's own torch dtype, such as `torch.float8_e4m3fn`.
+    """Like `fake_cast` to an element format, with the result in torch's own dtype, such as `torch.float8_e4m3fn`.
 
     Not differentiable: it detaches.
 
     Raises:
         ConfigError: as `fake_cast`; or torch has no dtype for the format.
     """
-    fmt = _checked(x, fmt)
+    fmt = checked(x, element_by_name(fmt) if isinstance(fmt, str) else fmt)
+    assert isinstance(fmt, ElementFormat)
     dtype = getattr(torch, fmt.torch_dtype, None) if fmt.torch_dtype else None
     if not isinstance(dtype, torch.dtype):
         raise ConfigError("torch has no dtype for this format", key="format", value=fmt.name, hint="use fake_cast")
     x = x.detach()
-    top, bound, _, mantissa_bits = _constants(fmt, x.dtype)
-    if bound < top or _MANTISSA[x.dtype] < mantissa_bits:
+    grid = reference.Grid(*_numbers(fmt, x.dtype)[:6])
+    if grid.bound < grid.top or MANTISSA[x.dtype] < grid.mantissa_bits:
         x = x.to(torch.float32)  # exact, and as wide as any format that torch has
-    return _round(x, *_constants(fmt, x.dtype)[1:]).to(dtype)
+    return fake_cast(x, fmt).to(dtype)
 
 
-def cast_stats(x: Tensor, fmt: ElementFormat | str) -> tuple[Tensor, Tensor]:
-    """What a cast would lose: the share clipped and the share flushed, each a 0-d float32 tensor in [0, 1].
+def cast_stats(
+    x: Tensor, fmt: Format | str, *, axis: int = -1, scale_rule: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """What a cast to nearest would lose: the shares clipped and flushed, each a 0-d float32 tensor in [0, 1].
 
-    Clipped: |x| is above the largest value. Flushed: x is not zero and becomes zero. NaN counts as neither; an empty
-    tensor gives 0 and 0. No synchronisation with the device.
+    Clipped: |x| is above the largest value, of the format or of its block. Flushed: x is not zero and becomes zero.
+    Elements of blocks with inf or NaN, and NaN itself, count as neither; an empty tensor gives 0 and 0. No
+    synchronisation with the device.
 
     Raises:
         ConfigError: as `fake_cast`.
     """
-    fmt = _checked(x, fmt)
+    fmt = checked(x, fmt, scale_rule)
     x = x.detach()
-    top, *rule = _constants(fmt, x.dtype)
-    wide = x if x.dtype == torch.float64 else x.to(torch.float32)
-    count = max(x.numel(), 1)
-    clipped = (wide.abs() > top).sum()
-    flushed = ((x != 0) & (_round(x, *rule) == 0)).sum()
-    return clipped.to(torch.float32) / count, flushed.to(torch.float32) / count
+    cast = cast_of(x, fmt, axis, "nearest-even", None)
+    if x.numel() == 0:
+        return torch.zeros((), device=x.device), torch.zeros((), device=x.device)
+    clipped = reference.kept(x, cast, None, top=True).logical_not()
+    flushed = (x != 0) & (dispatch.cast_values(x, cast, None) == 0)
+    return clipped.sum().to(torch.float32) / x.numel(), flushed.sum().to(torch.float32) / x.numel()
+
+
+__all__ = ["Cast", "ClipGradient", "cast_of", "cast_stats", "checked", "fake_cast", "round_to_grid", "saturating_cast"]

@@ -62,6 +62,9 @@ class ElementFormat:
         if self._max_code < 1:
             raise ConfigError("no such format: no finite value above zero is left", key=self.name)
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def bits(self) -> int:
         """Width of a code, in bits."""
