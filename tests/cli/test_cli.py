@@ -247,7 +247,12 @@ def test_plan_explains_parameters_and_sites_and_says_who_set_what(iso):
 def test_plan_diff_shows_what_changes(iso):
     _, text, _ = iso("plan", "--preset", "target", "--diff", "proxy")
     assert "blocks.*.attn.qkv.weight  lr: 0.0625 -> 0.03125" in text
-    assert "blocks.*.attn.qkv.weight  formats: fp32/fp32/fp32 -> e4m3/e4m3/e5m2" in text
+    qkv = "blocks.*.attn.qkv.weight  formats:"
+    assert f"{qkv}\n    w fp32, x fp32, g fp32 ->\n    w e4m3, x e4m3, g e5m2\n" in text
+    assert "head.weight  formats: w fp32, x fp32, g fp32 -> w bf16, x bf16, g bf16\n" in text
+    _, text, _ = iso("plan", "--set", "numerics.recipe=mxfp6-forward", "--diff", "proxy")
+    assert f"{qkv}\n    w fp32, x fp32, g fp32 ->\n    w mxfp6_e3m2/floor, x mxfp6_e3m2/floor, g bf16; backward w" in text
+    assert max(map(len, text.splitlines())) <= 80
     assert iso("plan", "--diff", "proxy")[1] == "no difference\n"
     _, text, _ = iso("plan", "--preset", "target", "--diff", "proxy", "--json")
     assert len(one_object(text)["changes"]) > 5

@@ -32,3 +32,17 @@ def test_a_tied_embedding_multiplies_too(make: Callable[..., Decoder]) -> None:
     untied = cost(iso.plan(make()).rows, width=32, depth=2, seq_len=16)
     assert tied.matmul_parameters == untied.matmul_parameters
     assert untied.parameters - tied.parameters == 64 * 32
+
+
+def test_bits_come_from_the_formats(make: Callable[..., Decoder]) -> None:
+    def told(recipe: str) -> object:
+        return cost(iso.plan(make(), recipe=recipe).rows, width=32, depth=2, seq_len=16)
+
+    head = 64 * 32
+    hidden = told("none").matmul_parameters - head
+    for recipe, bits in (("none", 32.0), ("bf16", 16.0), ("mxfp8-bare", 8.25), ("nvfp4-bare", 4.5), ("fp8-dynamic", 8.0)):
+        top = 32.0 if recipe == "none" else 16.0
+        assert told(recipe).weight_bits == pytest.approx((bits * hidden + top * head) / (hidden + head))
+    whole = told("mxfp8-bare").low_precision_share
+    assert whole == pytest.approx(hidden / (hidden + head))
+    assert told("mxfp6-forward").low_precision_share == pytest.approx(whole / 3)  # one matmul of three

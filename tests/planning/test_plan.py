@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 
 import isoscale as iso
 from isoscale._base.errors import PlanError
+from isoscale.formats.recipes import RECIPES
 from isoscale.models import Decoder, DecoderConfig
 
 Make = Callable[..., Decoder]
@@ -161,6 +162,19 @@ def test_explain_and_print(plan: iso.Plan) -> None:
     shown = str(iso.plan(Decoder(DecoderConfig(width=1024, depth=3)), "u-mup", recipe="fp8"))
     assert "blocks.*.attn.qkv (3)" in shown
     assert max(len(line) for line in shown.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_every_recipe_shows_in_80_columns_and_survives_json(recipe: str) -> None:
+    made = iso.plan(Decoder(DecoderConfig(width=1024, depth=3)), "u-mup", recipe=recipe)
+    assert max(len(line) for line in str(made).splitlines()) <= 80
+    assert iso.Plan.from_json(made.to_json()) == made
+    for row in made.rows:
+        if row.formats.casts:
+            assert str(row.formats) in " ".join(made.explain(row.name).split())
+            block = [line for line in made.explain(row.name).splitlines() if "/floor" in line or "/amax" in line]
+            assert max(map(len, block), default=0) <= 80
+    assert ("cast matmul operands" in str(made)) == (recipe != "none")
 
 
 def test_another_model_is_refused(make: Make, plan: iso.Plan) -> None:

@@ -36,7 +36,7 @@ def test_a_run_page_has_loss_casts_and_plan(run):
     assert f"{run.val_loss:.4f} nats/token after 8 steps" in page
     assert "a &lt;b&gt; &amp; c" in page
     assert "<b> & c" not in page.split("<script")[0]
-    for text in ("blocks.0.attn.qkv.weight", "e4m3/e4m3/e5m2", "fan_in^-1/2", "clipped", "flushed"):
+    for text in ("blocks.0.attn.qkv.weight", "weight e4m3, input e4m3, grad e5m2", "fan_in^-1/2", "clipped", "flushed"):
         assert text in page
 
 

@@ -60,7 +60,8 @@ def plan(
     tail = (
         f"parameters {size.parameters:,} ({size.state_bytes / 2**20:.1f} MiB with gradients and AdamW state, fp32)\n"
         f"tokens {tokens:,}, training FLOPs {size.flops_per_token * tokens:.3g}"
-        f", {size.low_precision_share:.0%} of the linear FLOPs below 16 bits"
+        f", {size.low_precision_share:.0%} of the linear FLOPs below 16 bits,\n"
+        f"{size.weight_bits:.3g} bits per matmul weight in the forward"
     )
     emit(as_json, {"plan": json.loads(made.to_json()), "cost": vars(size), "tokens": tokens}, f"{made}\n\n{tail}")
 
@@ -68,19 +69,15 @@ def plan(
 def describe(change: Change, *, reason: bool = True) -> list[str]:
     """One change in a line or two that fit 80 columns where they can."""
     left, right = show_value(change.left), show_value(change.right)
+    why = [f"    = {change.reason.partition(' = ')[2] or change.reason}"] if change.reason and reason else []
     if change.quantity == "formats":
-        left, right = _formats(change.left), _formats(change.right)
-    elif change.quantity == "factors":
+        line = f"{change.name}  formats: {change.left} -> {change.right}"
+        if len(line) > 80:
+            line = f"{change.name}  formats:\n    {change.left} ->\n    {change.right}"
+        return [line, *why]
+    if change.quantity == "factors":
         left, right = _apart(change.left, change.right)
-    line = f"{change.name}  {change.quantity}: {left} -> {right}"
-    why = f"    = {change.reason.partition(' = ')[2] or change.reason}" if change.reason and reason else ""
-    return [line, why] if why else [line]
-
-
-def _formats(value: Any) -> str:
-    """weight/input/grad, as in the plan's table."""
-    fields = getattr(value, "__dataclass_fields__", None)
-    return "/".join(getattr(value, name) for name in fields) if fields else show_value(value)
+    return [f"{change.name}  {change.quantity}: {left} -> {right}", *why]
 
 
 def _apart(left: Any, right: Any) -> tuple[str, str]:

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from isoscale.formats.recipes import LayerFormats
 from isoscale.nn.scale import scale_fwd
 from isoscale.numerics.backend import cast_operand, matmul
-from isoscale.planning import Formats
 
 Recorder = Callable[[str, str, Tensor], None]
 """Called with (operand: weight / input / grad, format, the tensor before its cast)."""
@@ -26,7 +26,7 @@ class _CastLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, formats: Formats, scales: tuple[float, float, float], backend: str,
+        x: Tensor, weight: Tensor, formats: LayerFormats, scales: tuple[float, float, float], backend: str,
         recorder: Recorder | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         flat = cast_operand(x.reshape(-1, x.shape[-1]), formats.input)
@@ -47,7 +47,7 @@ class _CastLinear(torch.autograd.Function):
         if grads[0] is None:
             return (None,) * 6
         flat, weight = ctx.saved_tensors
-        formats: Formats = ctx.formats
+        formats: LayerFormats = ctx.formats
         raw = grads[0].reshape(-1, grads[0].shape[-1])
         if ctx.recorder is not None:
             ctx.recorder("grad", formats.grad, raw)
@@ -69,7 +69,7 @@ class CastLinear(nn.Module):
         backend: `emulated` or `scaled_mm`.
     """
 
-    def __init__(self, inner: nn.Module, formats: Formats, backend: str) -> None:
+    def __init__(self, inner: nn.Module, formats: LayerFormats, backend: str) -> None:
         super().__init__()
         self.weight: nn.Parameter | None = getattr(inner, "weight", None)  # a tied readout has none of its own
         self.bias: nn.Parameter | None = getattr(inner, "bias", None)

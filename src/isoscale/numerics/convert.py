@@ -13,10 +13,10 @@ from isoscale import nn as iso_nn
 from isoscale._base.errors import PlanError
 from isoscale.formats import by_name
 from isoscale.formats import cast_stats as tensor_stats
-from isoscale.formats.recipes import Recipe, recipe_by_name
+from isoscale.formats.recipes import LayerFormats, Recipe, recipe_by_name
 from isoscale.numerics.backend import pick_backend
 from isoscale.numerics.cast_linear import CastLinear
-from isoscale.planning import Formats, Plan, normalise
+from isoscale.planning import Plan, normalise
 
 M = TypeVar("M", bound=nn.Module)
 _LINEARS = (nn.Linear, iso_nn.Linear)
@@ -32,7 +32,7 @@ class Summary:
     """
 
     backend: str
-    layers: dict[str, Formats]
+    layers: dict[str, LayerFormats]
 
 
 def convert(model: M, recipe: str | Recipe, *, plan: Plan | None = None, backend: str = "auto") -> M:
@@ -70,13 +70,9 @@ def convert(model: M, recipe: str | Recipe, *, plan: Plan | None = None, backend
         if plan is not None and getattr(module, "weight", None) is not None:
             formats = plan.row(f"{name}.weight").formats
         else:
-            layer = recipe.formats(name)
-            formats = Formats(layer.weight, layer.input, layer.grad)
-        if formats == Formats():
+            formats = recipe.formats(name)
+        if not formats.casts:
             continue
-        for fmt in (formats.weight, formats.input, formats.grad):
-            if fmt != "fp32":
-                by_name(fmt)
         parent, _, leaf = path.rpartition(".")
         if not leaf:
             raise PlanError(

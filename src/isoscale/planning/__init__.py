@@ -6,9 +6,9 @@ from isoscale.planning.diff import Change
 from isoscale.planning.names import normalise, pattern
 from isoscale.planning.plan import Plan
 from isoscale.planning.roles import infer
-from isoscale.planning.rows import Formats, ParamRow, SiteRow
+from isoscale.planning.rows import ParamRow, SiteRow
 
 __all__ = [
-    "Change", "Cost", "Formats", "ParamRow", "Plan", "SiteRow", "cost", "infer", "normalise", "pattern",
+    "Change", "Cost", "ParamRow", "Plan", "SiteRow", "cost", "infer", "normalise", "pattern",
     "plan",
 ]  # fmt: skip

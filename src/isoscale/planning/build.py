@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from isoscale._base.errors import PlanError, did_you_mean
-from isoscale.formats.recipes import Recipe, recipe_by_name
+from isoscale.formats.recipes import PLAIN, Recipe, recipe_by_name
 from isoscale.nn import Linear
 from isoscale.nn.factors import Factors
 from isoscale.planning.names import normalise
 from isoscale.planning.plan import Plan
 from isoscale.planning.roles import ParamInfo, depth_stack, infer
-from isoscale.planning.rows import Formats, ParamRow
+from isoscale.planning.rows import ParamRow
 from isoscale.planning.sites import predictions, site_rows
 from isoscale.rules import Scale, Table, Value, by_name
 from isoscale.rules.monomial import hp, show_number
@@ -149,10 +149,9 @@ def _row(
         init_std, init_value = 0.0, 1.0 if rule.init_kind == "one" else 0.0
         reasons["init_std"] = f"constant {init_value:g}"
     matrix = len(info.shape) > 1 and info.role not in ("embedding", "gain", "bias")
-    layer = recipe.formats(info.module_path) if matrix else None
-    formats = Formats(layer.weight, layer.input, layer.grad) if layer else Formats()
-    if layer:
-        reasons["formats"] = f"{formats.weight} / {formats.input} / {formats.grad} = recipe {recipe.name}"
+    formats = recipe.formats(info.module_path) if matrix else PLAIN
+    if matrix:
+        reasons["formats"] = f"{formats} = recipe {recipe.name}"
     reasons["betas"] = f"{show_number(hps['beta1'])}, {show_number(hps['beta2'])} = as given"
     return ParamRow(
         name=info.name, role=info.role, shape=info.shape, fan_in=info.fan_in, fan_out=info.fan_out, factors=factors,

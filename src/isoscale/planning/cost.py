@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from isoscale.formats import BlockFormat, by_name
 from isoscale.planning.rows import ParamRow
-
-_BITS = {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0, "e4m3": 8.0, "e5m2": 8.0}
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,8 @@ class Cost:
         flops_per_token: forward + backward, 6 x matmul parameters + 6 x depth x width x seq_len (causal attention).
         weight_bytes: fp32 master weights.
         state_bytes: weights + gradients + AdamW's two moments, fp32.
-        low_precision_share: share of the linear FLOPs whose operands are cast below 16 bits.
+        low_precision_share: share of the linear FLOPs, forward and backward, whose two operands are cast below 16 bits.
+        weight_bits: mean bits per weight value, shares of block scales included, as the forward's matmuls see it.
     """
 
     parameters: int
@@ -30,6 +30,17 @@ class Cost:
     weight_bytes: int
     state_bytes: int
     low_precision_share: float
+    weight_bits: float
+
+
+def bits_per_value(name: str) -> float:
+    """Bits that a value of a format takes, with its share of the block's scale.
+
+    Raises:
+        ConfigError: no such format.
+    """
+    fmt = by_name(name)
+    return fmt.bits_per_value() if isinstance(fmt, BlockFormat) else float(fmt.bits)
 
 
 def cost(rows: Sequence[ParamRow], *, width: int, depth: int, seq_len: int) -> Cost:
@@ -45,7 +56,13 @@ def cost(rows: Sequence[ParamRow], *, width: int, depth: int, seq_len: int) -> C
     tied = not any(row.role == "readout" for row in rows)
     matmul = [row for row in rows if len(row.shape) > 1 and (row.role != "embedding" or tied)]
     linear = sum(count[row.name] for row in matmul)
-    low = sum(count[row.name] for row in matmul if _BITS.get(row.formats.input, 8.0) < 16)
+    low = sum(
+        count[row.name] / 3
+        for row in matmul
+        for pair in row.formats.passes.values()
+        if max(map(bits_per_value, pair)) < 16
+    )
+    bits = sum(count[row.name] * bits_per_value(row.formats.weight) for row in matmul)
     total = sum(count.values())
     return Cost(
         parameters=total,
@@ -54,4 +71,5 @@ def cost(rows: Sequence[ParamRow], *, width: int, depth: int, seq_len: int) -> C
         weight_bytes=4 * total,
         state_bytes=16 * total,
         low_precision_share=low / linear if linear else 0.0,
+        weight_bits=bits / linear if linear else 0.0,
     )

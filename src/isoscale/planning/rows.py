@@ -7,16 +7,8 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
+from isoscale.formats.recipes import LayerFormats
 from isoscale.nn.factors import Factors
-
-
-@dataclass(frozen=True)
-class Formats:
-    """Element or block formats of a weight, the input of its matmul, and the output gradient."""
-
-    weight: str = "fp32"
-    input: str = "fp32"
-    grad: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -32,7 +24,7 @@ class ParamRow:
         init_std: standard deviation of the normal init; 0 for constants.
         init_value: the constant for gains (1) and biases (0); None for a normal init.
         lr, eps, weight_decay, betas: what the optimiser gets, at peak.
-        formats: see `Formats`.
+        formats: of its matmuls, see `LayerFormats`.
         reasons: quantity -> readable product.
     """
 
@@ -48,7 +40,7 @@ class ParamRow:
     eps: float
     weight_decay: float
     betas: tuple[float, float]
-    formats: Formats
+    formats: LayerFormats
     reasons: Mapping[str, str]
 
     def __post_init__(self) -> None:
@@ -67,7 +59,7 @@ class ParamRow:
                 "shape": tuple(data["shape"]),
                 "betas": tuple(data["betas"]),
                 "factors": Factors(**data["factors"]),
-                "formats": Formats(**data["formats"]),
+                "formats": LayerFormats(**data["formats"]),
             }
         )
 
@@ -113,7 +105,6 @@ class SiteRow:
 def _plain(row: ParamRow | SiteRow) -> dict[str, Any]:
     data = {name: getattr(row, name) for name in row.__dataclass_fields__}
     data["reasons"] = dict(row.reasons)
-    for name in ("factors", "formats"):
-        if name in data:
-            data[name] = asdict(data[name])
+    if isinstance(row, ParamRow):
+        data["factors"], data["formats"] = asdict(row.factors), row.formats.to_dict()
     return data

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isoscale.config.scale import Scale
+from isoscale.formats.recipes import LayerFormats
 from isoscale.planning.names import pattern
 from isoscale.planning.rows import ParamRow, SiteRow
 
@@ -33,6 +35,20 @@ def _fold(rows: Sequence[Any], same: Sequence[str]) -> list[tuple[str, Any, int]
     return [(name.removesuffix(".weight"), row, count) for name, row, count in shown]
 
 
+def _casts(rows: Sequence[ParamRow]) -> list[str]:
+    """Which layers' operands are cast to what, layers of like formats together."""
+    layers: dict[LayerFormats, list[str]] = {}
+    for name, row, count in _fold(rows, ("formats",)):
+        layers.setdefault(row.formats, []).append(name + (f" ({count})" if count > 1 else ""))
+    if not layers:
+        return []
+    lines = ["cast matmul operands (w weight, x input, g output gradient)"]
+    for formats, names in layers.items():
+        lines += textwrap.wrap(str(formats), 78, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+        lines += textwrap.wrap(", ".join(names), 78, initial_indent="      ", subsequent_indent="      ")
+    return ["\n".join(lines)]
+
+
 def show_plan(
     parametrisation: str, recipe: str, base: Scale | None, target: Scale, hps: Mapping[str, float],
     rows: Sequence[ParamRow], sites: Sequence[SiteRow],
@@ -48,11 +64,7 @@ def show_plan(
         lines.append([name + (f" ({count})" if count > 1 else ""), row.role, shape, _number(row.factors.forward),
                       _number(row.init_std), _number(row.lr), _number(row.weight_decay)])  # fmt: skip
     text.append(_table(["parameter", "role", "shape", "fwd", "init", "lr", "decay"], lines))
-    cast = [row for row in rows if {row.formats.weight, row.formats.input, row.formats.grad} != {"fp32"}]
-    lines = [[name + (f" ({count})" if count > 1 else ""), row.formats.weight, row.formats.input, row.formats.grad]
-             for name, row, count in _fold(cast, ("formats",))]  # fmt: skip
-    if lines:
-        text.append(_table(["cast matmul operands", "weight", "input", "output gradient"], lines))
+    text += _casts([row for row in rows if row.formats.casts])
     lines = [
         [name + (f" ({count})" if count > 1 else ""), _number(site.multiplier), _number(site.expected_scale)]
         for name, site, count in _fold(
@@ -73,4 +85,11 @@ def explain_row(row: ParamRow | SiteRow) -> str:
         head = f"{row.name}: {row.role}, shape {'x'.join(map(str, row.shape))}, fan_in {row.fan_in}, " \
                f"fan_out {row.fan_out}"  # fmt: skip
     width = max((len(name) for name in row.reasons), default=0)
-    return "\n".join([head, *(f"  {name.ljust(width)}  {reason}" for name, reason in row.reasons.items())])
+    lines = [head]
+    for name, reason in row.reasons.items():
+        line = f"  {name.ljust(width)}  {reason}"
+        if name == "formats":  # long names; a product of factors stays on one line
+            lines += textwrap.wrap(line, 80, subsequent_indent=" " * (width + 4), break_on_hyphens=False)
+        else:
+            lines.append(line)
+    return "\n".join(lines)

@@ -86,15 +86,21 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
+def _formats(formats: Mapping[str, str]) -> str:
+    """Operands and their formats; one word where nothing is cast."""
+    told = ", ".join(f"{operand} {name}" for operand, name in formats.items())
+    return told if set(formats.values()) != {"fp32"} else "fp32"
+
+
 def plan_table(plan: Mapping[str, Any]) -> str:
     """Parameter rows of a plan: role, shape, init, LR, decay, formats, and what the LR is made of."""
     rows = [
         [row["name"], row["role"], "x".join(map(str, row["shape"])), row["factors"]["forward"], row["init_std"],
-         row["lr"], row["weight_decay"], "{weight}/{input}/{grad}".format(**row["formats"]),
+         row["lr"], row["weight_decay"], _formats(row["formats"]),
          row["reasons"]["lr"].partition(" = ")[2] or row["reasons"]["lr"]]
         for row in plan["rows"]
     ]  # fmt: skip
-    return table(["parameter", "role", "shape", "forward", "init std", "LR", "decay", "w/x/grad", "this LR is"], rows)
+    return table(["parameter", "role", "shape", "forward", "init std", "LR", "decay", "formats", "this LR is"], rows)
 
 
 def _lr_line(sweep: Mapping[str, Any]) -> dict[float, float]:
