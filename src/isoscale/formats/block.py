@@ -1,4 +1,4 @@
-"""Block formats as data: an element format, the shape of a block, and how the blocks' shared scales are stored and chosen.
+"""Block formats as data: an element format, the shape of a block, and how its shared scale is stored and chosen.
 
 OCP Microscaling Formats 1.0, section 5.2 and 6.3, for the MX formats; arXiv 2509.25149 for NVFP4; FP8 with fp32 scales
 per tensor, per row, per 1 x 128 and per 128 x 128 block as in common FP8 training stacks.
@@ -84,7 +84,7 @@ class BlockFormat:
 
 Format = ElementFormat | BlockFormat
 
-BLOCKS = (
+BLOCKS: tuple[BlockFormat, ...] = (
     BlockFormat("mxfp8_e4m3", E4M3, (1, 32)),
     BlockFormat("mxfp8_e5m2", E5M2, (1, 32)),
     BlockFormat("mxfp6_e3m2", E3M2, (1, 32)),
@@ -98,7 +98,7 @@ BLOCKS = (
         for element in (E4M3, E5M2)
     ),
 )
-_BY_NAME: dict[str, Format] = {fmt.name: fmt for fmt in (*ELEMENTS, *BLOCKS)}
+_BY_NAME: dict[str, Format] = {fmt.name: fmt for fmt in ELEMENTS} | {fmt.name: fmt for fmt in BLOCKS}
 
 
 def names() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ What is lost: the sign and payload of a NaN are not promised.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,70 +17,108 @@ from isoscale._base.errors import ConfigError, did_you_mean
 from isoscale.formats import dispatch, reference
 from isoscale.formats.block import BlockFormat, Format, by_name, element_by_name
 from isoscale.formats.element import ElementFormat
-from isoscale.formats.grid import MANTISSA, grid_of, round_to_grid
+from isoscale.formats.grid import MANTISSA, Grid, grid_of
 from isoscale.formats.layout import axis_of, spec_of, view_of
 from isoscale.formats.reference import Cast
 from isoscale.formats.rounding import Noise, Stochastic, resolve
+from isoscale.kernels.spec import CastSpec
 
 torch.utils._pytree.register_constant(ElementFormat)
 torch.utils._pytree.register_constant(BlockFormat)
 ClipGradient = Literal["pass", "zero"]
 
 
-def checked(x: Tensor, fmt: Format | str, scale_rule: str | None = None) -> Format:
-    """The format, with a rule put in.
+class Facts(NamedTuple):
+    """A format in plain numbers.
+
+    Args:
+        is_element: an element format, which has no blocks and no scale.
+        name: printed, with its rule.
+        block: (across, along).
+        grid: values of the elements, for one dtype.
+        spec: the cast, with a block of one element in it.
+    """
+
+    is_element: bool
+    name: str
+    block: tuple[int, int]
+    grid: Grid
+    spec: CastSpec
+
+
+def check_tensor(x: Tensor) -> None:
+    """Refuses what cannot be cast.
 
     Raises:
-        ConfigError: x is not a real floating-point tensor; unknown format; a rule that it cannot use.
+        ConfigError: x is not a real floating-point tensor.
     """
     if not isinstance(x, Tensor):
         raise ConfigError("only tensors can be cast to a format", value=type(x).__name__, key="x")
     if x.dtype not in MANTISSA:
         hint = "x.float() first: float16, bfloat16, float32 and float64 can be cast"
         raise ConfigError("only real floating-point tensors can be cast to a format", value=x.dtype, key="x", hint=hint)
+
+
+def format_of(fmt: Format | str, scale_rule: str | None = None) -> Format:
+    """The format, with a rule put in.
+
+    Raises:
+        ConfigError: unknown format; a rule that it cannot use.
+    """
     if isinstance(fmt, str):
         fmt = by_name(fmt)
     if scale_rule is None:
         return fmt
     if isinstance(fmt, ElementFormat):
-        hint = "a block format has scales: " + did_you_mean(f"mx_{fmt.name}", ("mxfp8_e4m3", "mxfp6_e3m2", "mxfp4"))
+        hint = "a block format has scales, such as mxfp8_e4m3, mxfp6_e3m2 or mxfp4"
         raise ConfigError(f"{fmt.name} has no scale", key="scale_rule", value=scale_rule, hint=hint)
     return fmt.with_(scale_rule=scale_rule)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _numbers(fmt: Format, dtype: torch.dtype) -> tuple[Any, ...]:
-    """All that depends on the format, as plain numbers.
+def _numbers(fmt: Format | str, scale_rule: str | None, dtype: torch.dtype) -> tuple[Any, ...]:
+    """All that depends on the format, as one flat tuple of plain values.
 
     One call that the compiler folds, so that no property of a format becomes a symbol of the graph. Being registered
     as a constant, a format is guarded by equality: another one recompiles.
     """
-    element = fmt if isinstance(fmt, ElementFormat) else fmt.element
-    block = (1, 0) if isinstance(fmt, ElementFormat) else fmt.block
+    fmt = format_of(fmt, scale_rule)
+    is_element = isinstance(fmt, ElementFormat)
+    element, block = (fmt, (1, 0)) if isinstance(fmt, ElementFormat) else (fmt.element, fmt.block)
     unit = view_of((1, 1), -1, (1, 1))
-    return (*grid_of(element, dtype), *block, *spec_of(fmt, unit)[:-2])
+    return (is_element, str(fmt), *block, *grid_of(element, dtype), *spec_of(fmt, unit))
 
 
-def cast_of(x: Tensor, fmt: Format, axis: int, rounding: str, noise: Noise | None, *, values: bool = True) -> Cast:
+def facts_of(x: Tensor, fmt: Format | str, scale_rule: str | None) -> Facts:
+    """The format in plain numbers, for tensors like x.
+
+    Raises:
+        ConfigError: as `check_tensor` and `format_of`.
+    """
+    check_tensor(x)
+    found = _numbers(fmt, scale_rule, x.dtype)
+    return Facts(found[0], found[1], (found[2], found[3]), Grid(*found[4:10]), CastSpec(*found[10:]))
+
+
+def cast_of(x: Tensor, facts: Facts, axis: int, rounding: str, noise: Noise | None, *, values: bool = True) -> Cast:
     """All settings of a cast of x, as numbers.
 
     Args:
         x: the tensor.
-        fmt: to which format.
+        facts: of the format.
         axis: along which blocks lie.
         rounding: its name.
         noise: for stochastic rounding.
         values: the cast is to values, so that the order of codes does not matter.
     """
-    found = _numbers(fmt, x.dtype)
-    grid, block, spec = reference.Grid(*found[:6]), (found[6], found[7]), found[8:]
-    if isinstance(fmt, ElementFormat):
+    if facts.is_element:
         axis = -1 if values else axis
-    elif values and block == (0, 0):
+    elif values and facts.block == (0, 0):
         axis_of(axis, x.dim())  # refuses what is none
         axis = -1  # one block: any order of the elements will do
-    view = view_of(tuple(x.shape), axis, block)
-    return Cast(reference.CastSpec(*spec, view.rows, view.cols), grid, view, rounding, noise)
+    view = view_of(tuple(x.shape), axis, facts.block)
+    spec = CastSpec(*facts.spec[:-2], view.rows, view.cols)
+    return Cast(spec, facts.grid, view, rounding, noise)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -117,13 +155,13 @@ class _StraightThroughForward(_StraightThrough):
         return (tangent.view_as(tangent) if kept is None else tangent * kept), None
 
 
-def amax_tensor(tensor_amax: Tensor | float | None, fmt: Format, x: Tensor) -> Tensor | None:
+def amax_tensor(tensor_amax: Tensor | float | None, facts: Facts, x: Tensor) -> Tensor | None:
     """The known largest magnitude of the tensor as a 0-d float32 tensor."""
     if tensor_amax is None:
         return None
-    if isinstance(fmt, ElementFormat) or fmt.scale != "e4m3":
+    if facts.spec.scale != "e4m3":
         hint = "only formats with E4M3 block scales have a scale of the tensor: nvfp4"
-        raise ConfigError("this format takes no tensor amax", key="tensor_amax", value=str(fmt), hint=hint)
+        raise ConfigError("this format takes no tensor amax", key="tensor_amax", value=facts.name, hint=hint)
     if isinstance(tensor_amax, Tensor):
         return tensor_amax.detach().to(x.device, torch.float32).reshape(())
     if not 0 <= tensor_amax <= torch.finfo(torch.float32).max:
@@ -162,13 +200,13 @@ def fake_cast(
     Raises:
         ConfigError: an integer, boolean, complex or 8-bit tensor; an unknown name, rule, rounding or axis.
     """
-    fmt = checked(x, fmt, scale_rule)
+    facts = facts_of(x, fmt, scale_rule)
     if clip_gradient not in ("pass", "zero"):
         hint = did_you_mean(str(clip_gradient), ("pass", "zero"))
         raise ConfigError("no such clip gradient", key="clip_gradient", value=clip_gradient, hint=hint)
     name, noise = resolve(rounding, seed, tuple(x.shape))
-    cast = cast_of(x, fmt, axis, name, noise)
-    known = amax_tensor(tensor_amax, fmt, x)
+    cast = cast_of(x, facts, axis, name, noise)
+    known = amax_tensor(tensor_amax, facts, x)
     if x.numel() == 0:
         return x.clone()
     rule = _StraightThrough if torch.compiler.is_compiling() else _StraightThroughForward
@@ -176,7 +214,7 @@ def fake_cast(
     return result
 
 
-def saturating_cast(x: Tensor, fmt: ElementFormat | str) -> Tensor:
+def saturating_cast(x: Tensor, fmt: Format | str) -> Tensor:
     """Like `fake_cast` to an element format, with the result in torch's own dtype, such as `torch.float8_e4m3fn`.
 
     Not differentiable: it detaches.
@@ -184,13 +222,15 @@ def saturating_cast(x: Tensor, fmt: ElementFormat | str) -> Tensor:
     Raises:
         ConfigError: as `fake_cast`; or torch has no dtype for the format.
     """
-    fmt = checked(x, element_by_name(fmt) if isinstance(fmt, str) else fmt)
-    assert isinstance(fmt, ElementFormat)
+    fmt = element_by_name(fmt) if isinstance(fmt, str) else fmt
+    check_tensor(x)
+    if not isinstance(fmt, ElementFormat):
+        raise ConfigError("torch has no dtype for a block format", key="format", value=str(fmt), hint="use encode")
     dtype = getattr(torch, fmt.torch_dtype, None) if fmt.torch_dtype else None
     if not isinstance(dtype, torch.dtype):
         raise ConfigError("torch has no dtype for this format", key="format", value=fmt.name, hint="use fake_cast")
     x = x.detach()
-    grid = reference.Grid(*_numbers(fmt, x.dtype)[:6])
+    grid = grid_of(fmt, x.dtype)
     if grid.bound < grid.top or MANTISSA[x.dtype] < grid.mantissa_bits:
         x = x.to(torch.float32)  # exact, and as wide as any format that torch has
     return fake_cast(x, fmt).to(dtype)
@@ -208,14 +248,10 @@ def cast_stats(
     Raises:
         ConfigError: as `fake_cast`.
     """
-    fmt = checked(x, fmt, scale_rule)
+    cast = cast_of(x, facts_of(x, fmt, scale_rule), axis, "nearest-even", None)
     x = x.detach()
-    cast = cast_of(x, fmt, axis, "nearest-even", None)
     if x.numel() == 0:
         return torch.zeros((), device=x.device), torch.zeros((), device=x.device)
     clipped = reference.kept(x, cast, None, top=True).logical_not()
     flushed = (x != 0) & (dispatch.cast_values(x, cast, None) == 0)
     return clipped.sum().to(torch.float32) / x.numel(), flushed.sum().to(torch.float32) / x.numel()
-
-
-__all__ = ["Cast", "ClipGradient", "cast_of", "cast_stats", "checked", "fake_cast", "round_to_grid", "saturating_cast"]

@@ -41,7 +41,8 @@ def to_codes(values: Tensor, fmt: ElementFormat) -> Tensor:
         return torch.where(values.isnan(), nan, codes)
     if fmt.emin > 1 - bias:
         small = (torch.nan_to_num(magnitude).clamp(max=fmt.min_normal) * 2.0 ** (m - fmt.emin)).to(torch.int32)
-        normal = (((words & ~(-1 << (8 * wide.itemsize - 1))) >> (field - m)) - ((bias - fmt.bias) << m)).to(torch.int32)
+        unsigned = words & ~(-1 << (8 * wide.itemsize - 1))
+        normal = ((unsigned >> (field - m)) - ((bias - fmt.bias) << m)).to(torch.int32)
         codes = torch.where(magnitude < fmt.min_normal, small, normal)
     else:  # bf16: the top of the word
         codes = ((words >> (field - m)) & (fmt.code_count // 2 - 1)).to(torch.int32)
@@ -103,7 +104,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     extra = -codes.shape[-1] % GROUP[bits]
     if extra:
         codes = torch.nn.functional.pad(codes, (0, extra))
-    part = codes.unflatten(-1, (codes.shape[-1] // GROUP[bits], GROUP[bits]))
+    part = codes.reshape(*codes.shape[:-1], codes.shape[-1] // GROUP[bits], GROUP[bits])
     if bits == 4:
         return (part[..., 0] | part[..., 1] << 4).to(torch.uint8)
     word = part[..., 0] | part[..., 1] << 6 | part[..., 2] << 12 | part[..., 3] << 18
@@ -126,7 +127,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     if bits == 4:
         codes = torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
         return codes[..., :count]
-    part = packed.to(torch.int32).unflatten(-1, (packed.shape[-1] // 3, 3))
+    part = packed.to(torch.int32).reshape(*packed.shape[:-1], packed.shape[-1] // 3, 3)
     word = part[..., 0] | part[..., 1] << 8 | part[..., 2] << 16
     codes = torch.stack((word & 63, word >> 6 & 63, word >> 12 & 63, word >> 18), -1).flatten(-2)
     return codes[..., :count].to(torch.uint8)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isoscale.formats import reference
 from isoscale.formats.block import Format
-from isoscale.formats.cast import cast_of, checked, fake_cast
+from isoscale.formats.cast import cast_of, facts_of, fake_cast
 from isoscale.formats.layout import to_blocks, to_matrix
 from isoscale.formats.rounding import Stochastic, resolve
 
@@ -50,21 +50,19 @@ def error(
 ) -> CastError:  # fmt: skip
     """Measures what `fake_cast` with the same arguments loses, in float64.
 
-    Args:
-        x, fmt, axis, scale_rule, rounding, seed: as in `fake_cast`.
+    The arguments are those of `fake_cast`.
 
     Raises:
         ConfigError: as `fake_cast`.
     """
-    fmt = checked(x, fmt, scale_rule)
+    facts = facts_of(x, fmt, scale_rule)
     x = x.detach()
     name, noise = resolve(rounding, seed, tuple(x.shape))
-    cast = cast_of(x, fmt, axis, name, noise)
-    label = str(fmt)
+    cast = cast_of(x, facts, axis, name, noise)
     if x.numel() == 0:
         none = torch.zeros((0, 0, 0), dtype=torch.float64)
-        return CastError(label, math.nan, 0.0, 0.0, 0.0, none, none, none)
-    y = fake_cast(x, fmt, axis=axis, rounding=rounding, seed=seed)
+        return CastError(facts.name, math.nan, 0.0, 0.0, 0.0, none, none, none)
+    y = fake_cast(x, fmt, axis=axis, scale_rule=scale_rule, rounding=rounding, seed=seed)
     inside = reference.kept(x, cast, None, top=True)
 
     def blocks(part: Tensor) -> Tensor:
@@ -78,7 +76,7 @@ def error(
     clipped = blocks(~inside & good).sum((2, 4))
     flushed = blocks((x != 0) & (y == 0) & good).sum((2, 4))
     return CastError(
-        label, float(_db(signal.sum(), noise_power.sum())), float(clipped.sum()) / x.numel(),
+        facts.name, float(_db(signal.sum(), noise_power.sum())), float(clipped.sum()) / x.numel(),
         float(flushed.sum()) / x.numel(), 1.0 - float(good.sum()) / x.numel(),
         _db(signal, noise_power), clipped / count, flushed / count,
     )  # fmt: skip

@@ -58,9 +58,9 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         ConfigError: no such file, or none that safetensors can read.
     """
     try:
-        with safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(str(path), framework="pt") as file:
             facts = json.loads((file.metadata() or {}).get(KEY, "{}"))
-            plain = {name: file.get_tensor(name) for name in file.keys()}
+            plain = {name: file.get_tensor(name) for name in list(file.keys())}
     except (OSError, SafetensorError) as problem:
         raise ConfigError("cannot read it as safetensors", key="path", value=str(path), hint=str(problem)) from None
     out: dict[str, Tensor] = {}

@@ -1,7 +1,7 @@
 """Rounding to the values of an element format, in the input's own arithmetic.
 
-How: clamp to the largest value, then scale so that the format's values around x are integers. Their spacing is a power of
-two read off the exponent bits of x, so there is exactly one rounding, and no step (integer operations, products with
+How: clamp to the largest value, then scale so that the format's values around x are integers. Their spacing is a power
+of two read off the exponent bits of x, so there is exactly one rounding, and no step (integer operations, products with
 powers of two, round) that devices do in different ways.
 
 Why not `x.to(torch.float8_e4m3fn)`: overflow saturates, gives NaN or gives inf depending on dtype, device and version;

@@ -3,8 +3,8 @@
 Every tensor is seen as a batch of matrices [L, R, n] whose blocks lie along the last dimension. Without a copy that is
 possible for the last axis; for another axis the memory is [L, n, C], "strided", and R is C.
 
-Padding: where a block size does not divide, the last block is filled up with +0, which changes no largest magnitude; the
-filling is cut off again on decoding.
+Padding: where a block size does not divide, the last block is filled up with +0, which changes no largest magnitude;
+the filling is cut off again on decoding.
 """
 
 from __future__ import annotations

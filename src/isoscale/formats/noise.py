@@ -1,8 +1,8 @@
 """Random bits as a function of (seed, position of the element), so that nothing random is stored.
 
 The same bits on any device, in eager and compiled code, and for any way of splitting the tensor: an element's bits
-depend on its index in the whole tensor alone. A keyed integer hash (two rounds of a 32-bit finaliser, constants found by
-C. Wellons' hash-prospector search), not a cryptographic generator. Every product stays below 2^63, so that int64
+depend on its index in the whole tensor alone. A keyed integer hash (two rounds of a 32-bit finaliser, constants found
+by C. Wellons' hash-prospector search), not a cryptographic generator. Every product stays below 2^63, so that int64
 arithmetic is exact everywhere.
 """
 

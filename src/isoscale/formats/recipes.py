@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from isoscale._base.errors import ConfigError, did_you_mean
-from isoscale.formats.block import BlockFormat, by_name
+from isoscale.formats.block import BlockFormat, Format, by_name
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class LayerFormats:
             full = str(found) if isinstance(found, BlockFormat) else found.name
             redundant = field.name in same and full == getattr(self, same[field.name])
             object.__setattr__(self, field.name, None if redundant else full)
+        pairs = tuple(tuple(None if n == "fp32" else by_name(n) for n in pair) for pair in self.passes.values())
+        object.__setattr__(self, "_pairs", pairs)  # parsed once, so that nothing is parsed in a training step
 
     @property
     def passes(self) -> dict[str, tuple[str, str]]:
@@ -66,6 +68,12 @@ class LayerFormats:
             "grad_input": (self.grad, self.backward_weight or self.weight),
             "grad_weight": (self.weight_grad or self.grad, self.backward_input or self.input),
         }
+
+    @property
+    def pairs(self) -> tuple[tuple[Format | None, Format | None], ...]:
+        """As `passes`, in that order, as formats; None where the operand is left as it is."""
+        found: tuple[tuple[Format | None, Format | None], ...] = self.__dict__["_pairs"]
+        return found
 
     @property
     def casts(self) -> bool:

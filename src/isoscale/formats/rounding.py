@@ -72,7 +72,7 @@ def resolve(rounding: str | Stochastic, seed: int | Tensor | None, shape: tuple[
     """The name of a rounding, and its noise if it has one.
 
     Raises:
-        ConfigError: unknown rounding; a seed without, or none with, stochastic rounding; a piece that is not in the whole.
+        ConfigError: unknown rounding; a seed without, or none with, stochastic rounding; a piece outside the whole.
     """
     if isinstance(rounding, str) and rounding not in ROUNDINGS:
         hint = did_you_mean(rounding, ROUNDINGS)

@@ -1,9 +1,9 @@
 """The shared scale of a block from its largest magnitude, exactly: integer arithmetic on exponents, no logarithm.
 
 amax = a 2^p with a in [1, 2), and the element's largest value = b 2^emax. Then floor(log2 amax) = p, and
-ceil(log2(amax / max)) = p - emax + (a > b): a comparison of mantissas, right to the last ulp where a float logarithm or a
-product with a rounded 1 / max is not (arXiv 2506.08027 states the rule; OCP Microscaling Formats 1.0, section 6.3, the
-floor rule).
+ceil(log2(amax / max)) = p - emax + (a > b): a comparison of mantissas, right to the last ulp where a float logarithm or
+a product with a rounded 1 / max is not (arXiv 2506.08027 states the rule; OCP Microscaling Formats 1.0, section 6.3,
+the floor rule).
 
 What the standards leave open, and what is done here: a block with an inf or a NaN gets a NaN scale, so that nothing is
 hidden; a block of zeros gets the smallest E8M0 scale (code 0), or the fp32 scale 1; a scale beyond 2^-127 .. 2^127 is
@@ -73,7 +73,7 @@ def block_scales(words: Tensor, spec: CastSpec, tensor_amax: Tensor | None = Non
         tensor_amax: for E4M3 scales, the largest magnitude of the whole tensor, 0-d, if it is known; else that of
             the blocks without inf and NaN.
     """
-    wide, word, field, bias = LAYOUT[words.dtype == torch.int64]
+    wide, _, field, bias = LAYOUT[words.dtype == torch.int64]
     special = words >= ((2 * bias + 1) << field)
     zero = words == 0
     words = torch.where(special, 0, words)

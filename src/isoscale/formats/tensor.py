@@ -1,9 +1,9 @@
 """Codes and scales as one tensor: `encode` makes a `BlockTensor`, `.decode()` gives the values back.
 
 A wrapper subclass that the compiler takes apart (`__tensor_flatten__`), so it goes in and out of compiled functions. It
-keeps the logical shape and dtype of what was encoded. Transposes, and slices that start where a block starts, are exact and
-only rearrange codes and scales; everything else is refused with the hint to decode. Two encodings along different axes are
-different tensors: re-encode from high precision, never from codes.
+keeps the logical shape and dtype of what was encoded. Transposes, and slices that start where a block starts, are exact
+and only rearrange codes and scales; everything else is refused with the hint to decode. Two encodings along different
+axes are different tensors: re-encode from high precision, never from codes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from isoscale._base.errors import ConfigError
 from isoscale.formats import dispatch
 from isoscale.formats.block import BlockFormat, Format
-from isoscale.formats.cast import amax_tensor, cast_of, checked
+from isoscale.formats.cast import amax_tensor, cast_of, facts_of, format_of
 from isoscale.formats.codes import GROUP, row_bytes, unpack
 from isoscale.formats.element import ElementFormat
 from isoscale.formats.layout import View, axis_of, spec_of, view_of
@@ -50,7 +50,7 @@ class BlockTensor(Tensor):
         cls, codes: Tensor, scales: Tensor | None, tensor_scale: Tensor | None, format: Format, axis: int,
         shape: Sequence[int], dtype: torch.dtype,
     ) -> BlockTensor:  # fmt: skip
-        return Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=codes.device)  # type: ignore[attr-defined, no-any-return]
+        return Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=codes.device)
 
     def __init__(
         self, codes: Tensor, scales: Tensor | None, tensor_scale: Tensor | None, format: Format, axis: int,
@@ -108,7 +108,7 @@ class BlockTensor(Tensor):
         moved = values.reshape(*_others(shape, self.axis), width).movedim(-1, self.axis if shape else 0)
         return moved.reshape(shape).to(dtype)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         bits = 8 * self.nbytes_stored() / max(self.numel(), 1)
         head = f"BlockTensor({list(self.shape)}, {self.format}, axis={self.axis}, {bits:.4g} bits a value"
         return head + f", {str(self.dtype).removeprefix('torch.')}, {self.device})"
@@ -121,14 +121,13 @@ class BlockTensor(Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         from isoscale.formats.tensor_ops import OPS
 
         found = OPS.get(func)
         if found is None:
-            raise ConfigError(
-                f"{func} is not exact on codes", key="BlockTensor", value=str(func), hint=".decode() gives a plain tensor"
-            )
+            hint = ".decode() gives a plain tensor"
+            raise ConfigError(f"{func} is not exact on codes", key="BlockTensor", value=str(func), hint=hint)
         return found(*args, **(kwargs or {}))
 
 
@@ -151,8 +150,7 @@ def encode(
 ) -> BlockTensor:  # fmt: skip
     """Codes and scales of x: what real hardware stores. `.decode()` gives exactly the values of `fake_cast`.
 
-    Args:
-        x, fmt, axis, scale_rule, rounding, seed, tensor_amax: as in `fake_cast`; the elements have 4, 6 or 8 bits.
+    The arguments are those of `fake_cast`; the elements have 4, 6 or 8 bits.
 
     Returns:
         A `BlockTensor` of the shape and dtype of x; not differentiable.
@@ -160,7 +158,8 @@ def encode(
     Raises:
         ConfigError: as `fake_cast`; a format wider than 8 bits; a NaN for an element format that has no code for it.
     """
-    fmt = checked(x, fmt, scale_rule)
+    facts = facts_of(x, fmt, scale_rule)
+    fmt = format_of(fmt, scale_rule)
     element = fmt if isinstance(fmt, ElementFormat) else fmt.element
     if element.bits not in GROUP:
         hint = f"x.to(torch.{element.torch_dtype})" if element.torch_dtype else "a format of 4, 6 or 8 bits"
@@ -169,8 +168,8 @@ def encode(
     shape = tuple(x.shape)
     axis = axis_of(axis, x.dim())
     name, noise = resolve(rounding, seed, shape)
-    cast = cast_of(x, fmt, axis, name, noise, values=False)
-    known = amax_tensor(tensor_amax, fmt, x)
+    cast = cast_of(x, facts, axis, name, noise, values=False)
+    known = amax_tensor(tensor_amax, facts, x)
     if x.numel() == 0:
         return _empty(x, fmt, axis, element)
     if isinstance(fmt, ElementFormat) and not fmt.has_nan:

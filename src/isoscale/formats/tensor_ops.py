@@ -80,7 +80,9 @@ def _refuse_start(x: BlockTensor, dim: int, start: int, block: int) -> None:
     )  # fmt: skip
 
 
-def _slice(x: BlockTensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> BlockTensor:
+def _slice(
+    x: BlockTensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> BlockTensor:  # fmt: skip
     dim = dim % x.dim()
     start, end, step = slice(start, end, step).indices(x.shape[dim])
     count = len(range(start, end, step))
@@ -113,9 +115,10 @@ def _slice(x: BlockTensor, dim: int = 0, start: int | None = None, end: int | No
 def _select(x: BlockTensor, dim: int, index: int) -> BlockTensor:
     dim = dim % x.dim()
     if dim == x.axis:
-        raise ConfigError("one index along the blocked axis is no block", key="index", value=index, hint=".decode()[...]")
+        raise ConfigError("one index along the blocked axis is no block", key="index", value=index, hint=".decode()")
     if isinstance(x.format, BlockFormat) and x.format.block[0] != 1:
-        raise ConfigError(f"{x.format} shares scales across dimension {dim}", key="index", value=index, hint=".decode()")
+        message = f"{x.format} shares scales across dimension {dim}"
+        raise ConfigError(message, key="index", value=index, hint=".decode()")
     place = dim - (dim > x.axis)
     scales = None if x.scales is None else x.scales.select(place, index)
     shape = [*x.shape[:dim], *x.shape[dim + 1 :]]
