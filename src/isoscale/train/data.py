@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isoscale._base.cache import cache_folder
 from isoscale._base.errors import ConfigError, DataError
 from isoscale._base.files import atomic_dir, read_json, sha256, write_synced
 from isoscale._base.rng import permutation, words
@@ -54,11 +54,6 @@ class Corpus:
     tokenizer: Tokenizer
     bytes_per_token: float
     sha256: str
-
-
-def cache_folder() -> Path:
-    """Where token files are kept: `$ISOSCALE_CACHE`, else `~/.cache/isoscale`."""
-    return Path(os.environ.get("ISOSCALE_CACHE") or Path.home() / ".cache" / "isoscale")
 
 
 def load_corpus(
