@@ -1,4 +1,9 @@
-"""Who computes a cast: a kernel where one reaches, else the reference. The bits are the same."""
+"""Who computes a cast: a kernel where one reaches, else the reference. The bits are the same.
+
+Compiled code calls the kernels through one custom operator, `isoscale::cast_values`, which the compiler does not look
+into. Under vmap, forward-mode and other transforms, on fake tensors, and for what no kernel covers (float64, formats
+wider than 8 bits, FNUZ, pieces that do not lie side by side under stochastic rounding) the reference computes.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +16,15 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from isoscale.formats import reference
 from isoscale.formats.codes import from_codes, pack, to_codes, unpack
 from isoscale.formats.element import ElementFormat
-from isoscale.formats.layout import from_blocks, from_matrix, to_blocks
+from isoscale.formats.layout import from_blocks, to_blocks
 from isoscale.formats.reference import Cast
 from isoscale.formats.scales import stored_to_factor
+from isoscale.kernels import cpu, triton_cast
 from isoscale.kernels.spec import CastSpec
-
-try:
-    from isoscale.kernels import cpu, triton_cast
-except ImportError:
-    cpu = triton_cast = None  # TEMPORARY
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PLAIN = (Tensor, torch.nn.Parameter)
+_KERNELS = {"cpp": cpu, "triton": triton_cast}
 
 
 class Encoded(NamedTuple):
@@ -33,56 +35,119 @@ class Encoded(NamedTuple):
     tensor_scale: Tensor | None
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Whether x is memory, and not a tensor of a transform, a trace or a mode."""
+def is_plain(x: Tensor) -> bool:
+    """Whether x is memory in eager mode, and not a tensor of a transform, a trace or a mode."""
     return (
         type(x) in _PLAIN
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and _get_current_dispatch_mode() is None
         and x.layout == torch.strided
+        and not x.is_meta
     )
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def kernel_for(device: str) -> str:
+    """`cpp`, `triton` or `torch`: who casts on a device type here."""
+    if device == "cpu" and cpu.available():
+        return "cpp"
+    return "triton" if device == "cuda" and triton_cast.available() else "torch"
+
+
 def engine(x: Tensor, cast: Cast) -> str:
-    """`cpp`, `triton` or `torch`."""
+    """`cpp`, `triton` or `torch`: who casts this tensor."""
     spec, noise = cast.spec, cast.noise
-    if not (cast.grid.minus_zero or spec.twos):
+    if not (cast.grid.minus_zero or spec.twos) or spec.bits > 8 or spec.emax > 60 or cast.grid.powers:
         return "torch"
-    if x.dtype not in _KERNEL_DTYPES or cast.grid.powers or spec.bits > 8 or spec.emax > 60 or x.numel() == 0:
+    if x.dtype not in _KERNEL_DTYPES or (noise is not None and cast.view.moved):
         return "torch"
-    if noise is not None and (noise.offset(tuple(x.shape)) is None or cast.view.moved):
+    if noise is not None and noise.offset(tuple(x.shape)) is None:
         return "torch"
-    if x.device.type == "cuda":
-        covered = triton_cast.available() and triton_cast.covers(spec, cast.view.strided)
-        return "triton" if covered and (torch.compiler.is_compiling() or _is_plain(x)) else "torch"
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or not _is_plain(x):
+    if not torch.compiler.is_compiling() and not is_plain(x):
         return "torch"
-    return "cpp" if cpu is not None and cpu.available() else "torch"
+    found: str = kernel_for(x.device.type)
+    return "torch" if found == "triton" and not triton_cast.covers(spec, cast.view.strided) else found
 
 
-def _arguments(x: Tensor, cast: Cast, tensor_amax: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a kernel takes."""
-    noise, keys = cast.noise, None
-    if noise is not None:
-        keys = (int(noise.key[0]), int(noise.key[1]))
-    dense = (x.movedim(cast.view.axis, -1) if cast.view.moved else x).contiguous()
-    return (dense, cast.spec, cast.view.shape, cast.view.strided), {
-        "rounding": cast.rounding, "keys": keys, "random_bits": noise.bits if noise else 0,
-        "offset": noise.offset(tuple(x.shape)) if noise else 0,
+def _dense(x: Tensor, cast: Cast) -> Tensor:
+    return (x.movedim(cast.view.axis, -1) if cast.view.moved else x).contiguous()
+
+
+def _settings(x: Tensor, cast: Cast, tensor_amax: Tensor | None) -> dict[str, Any]:
+    """What a kernel takes beside tensor, spec and shape."""
+    noise = cast.noise
+    return {
+        "rounding": cast.rounding,
+        "keys": None if noise is None else (int(noise.key[0]), int(noise.key[1])),
+        "random_bits": noise.bits if noise else 23,
+        "offset": (noise.offset(tuple(x.shape)) or 0) if noise else 0,
         "tensor_amax": None if tensor_amax is None else float(tensor_amax),
-    }  # fmt: skip
+    }
+
+
+@torch.library.custom_op("isoscale::cast_values", mutates_args=())
+def _cast_values_op(
+    x: Tensor, spec: list[int], top: float, names: str, shape: list[int], strided: bool, random_bits: int,
+    offset: int, keys: Tensor | None, tensor_amax: Tensor | None,
+) -> Tensor:  # fmt: skip
+    bits, mantissa, bias, emin, emax, twos, rows, cols = spec
+    scale, rule, rounding, kernel = names.split()
+    found = CastSpec(bits, mantissa, bias, emin, emax, top, bool(twos), scale, rule, rows, cols)
+    y: Tensor = _KERNELS[kernel].fake_cast(
+        x.contiguous(), found, tuple(shape), strided, rounding=rounding, random_bits=random_bits, offset=offset,
+        keys=None if keys is None else tuple(keys.tolist()),
+        tensor_amax=None if tensor_amax is None else float(tensor_amax),
+    )  # fmt: skip
+    return y
+
+
+@_cast_values_op.register_fake
+def _cast_values_fake(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@_cast_values_op.register_vmap
+def _cast_values_vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *rest: Any) -> tuple[Tensor, int]:
+    amax, amax_dim = rest[-1], in_dims[-1]
+    parts = [
+        _cast_values_op(
+            x.select(in_dims[0], at) if in_dims[0] is not None else x, *rest[:-1],
+            amax if amax_dim is None else amax.select(amax_dim, at),
+        )
+        for at in range(info.batch_size)
+    ]  # fmt: skip
+    return torch.stack(parts), 0
+
+
+def _traced(x: Tensor, cast: Cast, tensor_amax: Tensor | None, kernel: str) -> Tensor:
+    spec, noise, keys = cast.spec, cast.noise, None
+    if noise is not None:
+        keys = torch.stack([torch.as_tensor(key, dtype=torch.int64, device="cpu") for key in noise.key])
+    numbers = [spec.bits, spec.mantissa_bits, spec.bias, spec.emin, spec.emax, int(spec.twos), spec.rows, spec.cols]
+    names = f"{spec.scale} {spec.rule} {cast.rounding} {kernel}"
+    offset = (noise.offset(tuple(x.shape)) or 0) if noise else 0
+    y: Tensor = _cast_values_op(
+        x, numbers, spec.max, names, list(cast.view.shape), cast.view.strided, noise.bits if noise else 23, offset,
+        keys, tensor_amax,
+    )  # fmt: skip
+    return y
 
 
 def cast_values(x: Tensor, cast: Cast, tensor_amax: Tensor | None) -> Tensor:
     """Values after a round trip, in the dtype of x."""
     chosen = engine(x, cast)
+    compiling = torch.compiler.is_compiling()
     if chosen == "torch":
-        if torch.compiler.is_compiling() or not _is_plain(x) or x.device.type != "cpu":
+        if compiling or not is_plain(x) or x.device.type != "cpu":
             return reference.cast_values(x, cast, tensor_amax)
         return reference.cast_values_in_pieces(x, cast, tensor_amax)
-    arguments, named = _arguments(x, cast, tensor_amax)
-    y: Tensor = (cpu if chosen == "cpp" else triton_cast).fake_cast(*arguments, **named)
-    return from_matrix(y, cast.view, tuple(x.shape)) if cast.view.moved else y.view(x.shape)
+    dense = _dense(x, cast)
+    if compiling:
+        y = _traced(dense, cast, tensor_amax, chosen)
+    else:
+        settings = _settings(x, cast, tensor_amax)
+        y = _KERNELS[chosen].fake_cast(dense, cast.spec, cast.view.shape, cast.view.strided, **settings)
+    return y.movedim(-1, cast.view.axis) if cast.view.moved else y.view(x.shape)
 
 
 def encode(x: Tensor, cast: Cast, element: ElementFormat, tensor_amax: Tensor | None) -> Encoded:
@@ -91,16 +156,19 @@ def encode(x: Tensor, cast: Cast, element: ElementFormat, tensor_amax: Tensor | 
     Returns:
         codes uint8 [L, R, bytes], scales [L, Rb, K] (None for an element format), 0-d tensor scale (E4M3 scales only).
     """
-    chosen = engine(x, cast)
+    chosen = "torch" if torch.compiler.is_compiling() else engine(x, cast)
     if chosen == "torch":
         rounded = reference.cast_codes(x, cast, tensor_amax)
         codes = pack(to_codes(rounded.values, element), element.bits)
         scales = rounded.scales
         return Encoded(codes, scales.stored if scales else None, scales.tensor if scales else None)
-    arguments, named = _arguments(x, cast, tensor_amax)
-    nan = element.nan_codes[0][-1] if element.nan_codes[0] else -1
-    kernel = cpu if chosen == "cpp" else triton_cast
-    return Encoded(*kernel.encode(*arguments, **named, nan_code=nan))
+    nan = [code for codes in element.nan_codes for code in codes]
+    settings = _settings(x, cast, tensor_amax)
+    parts = _KERNELS[chosen].encode(
+        _dense(x, cast), cast.spec, cast.view.shape, cast.view.strided, **settings,
+        nan_code=element.nan_codes[0][-1] if element.nan_codes[0] else (nan[0] if nan else -1),
+    )  # fmt: skip
+    return Encoded(*parts)
 
 
 def decode(
@@ -108,15 +176,18 @@ def decode(
 ) -> Tensor:
     """Values [L, R, n] of packed codes, in a dtype."""
     codes, scales, tensor = parts
-    plain = _is_plain(codes) and not torch.compiler.is_compiling() and codes.numel() > 0
-    fast = plain and dtype in _KERNEL_DTYPES and element.layout != "scale" and element.emax <= 60
-    if fast and codes.device.type == "cpu" and cpu is not None and cpu.available():
-        dense = (codes.contiguous(), None if scales is None else scales.contiguous(), tensor)
-        return cpu.decode(*dense, spec, shape, dtype, element.specials)  # type: ignore[no-any-return]
+    plain = not torch.compiler.is_compiling() and is_plain(codes) and codes.numel() > 0
+    if plain and dtype in _KERNEL_DTYPES and element.layout != "scale" and element.emax <= 60:
+        chosen = kernel_for(codes.device.type)
+        if chosen == "cpp" or (chosen == "triton" and triton_cast.covers(spec, False)):
+            dense = (codes.contiguous(), None if scales is None else scales.contiguous(), tensor)
+            values: Tensor = _KERNELS[chosen].decode(*dense, spec, shape, dtype, element.specials)
+            return values
     width = shape[2] if spec.scale == "none" else -(-shape[2] // spec.cols) * spec.cols
-    values = from_codes(unpack(codes, element.bits, width), element)
+    out = from_codes(unpack(codes, element.bits, width), element)
     if scales is not None:
         grow = stored_to_factor(scales, spec.scale, tensor)
-        values = to_blocks(values, spec.rows, spec.cols) * grow[:, :, None, :, None]
-        values = from_blocks(values, shape[1], width)
-    return values[..., : shape[2]].to(dtype)
+        out = from_blocks(to_blocks(out, spec.rows, spec.cols) * grow[:, :, None, :, None], shape[1], width)
+    return out[..., : shape[2]].to(dtype)
+
+

@@ -85,7 +85,7 @@ def block_scales(words: Tensor, spec: CastSpec, tensor_amax: Tensor | None = Non
     if spec.scale == "e4m3":
         return _e4m3_scales(words.view(wide).to(torch.float32), special, spec, tensor_amax, wide)
     if spec.rule == "amax":
-        scale = (words.view(wide).to(torch.float32) / spec.max).clamp(min=TINY)
+        scale = _divide(words.view(wide).to(torch.float32), spec.max).clamp(min=TINY)
     else:
         scale = power_of_two(scale_exponent(words, spec).clamp(-126, 127).to(torch.int32), torch.float32)
     scale = torch.where(zero | special, 1.0, scale)
@@ -93,16 +93,23 @@ def block_scales(words: Tensor, spec: CastSpec, tensor_amax: Tensor | None = Non
     return Scales(grow, scale.reciprocal().to(wide), grow.to(wide), None)
 
 
+def _divide(a: Tensor | float, b: Tensor | float) -> Tensor:
+    """a / b rounded once: torch multiplies with a rounded reciprocal where one side is a Python number."""
+    a = torch.full_like(b, a) if isinstance(b, Tensor) and not isinstance(a, Tensor) else a
+    assert isinstance(a, Tensor)
+    return torch.div(a, b if isinstance(b, Tensor) else torch.full_like(a, b))
+
+
 def tensor_scale(amax: Tensor, spec: CastSpec) -> tuple[Tensor, Tensor]:
     """Encoding and decoding scale of a tensor with E4M3 block scales (arXiv 2509.25149, appendix on NVFP4 scaling)."""
-    encode = torch.where(amax == 0, 1.0, (spec.max * 448.0 / amax).clamp(max=FLOAT32_MAX))
+    encode = torch.where(amax == 0, 1.0, _divide(spec.max * 448.0, amax).clamp(max=FLOAT32_MAX))
     return encode, encode.reciprocal()
 
 
 def _e4m3_scales(amax: Tensor, special: Tensor, spec: CastSpec, known: Tensor | None, wide: torch.dtype) -> Scales:
     whole = amax.amax() if known is None else known.to(torch.float32)
     encode, decode = tensor_scale(whole, spec)
-    rounded = round_to_grid((amax / spec.max * encode).clamp(max=448.0), E4M3_GRID)
+    rounded = round_to_grid((_divide(amax, spec.max) * encode).clamp(max=448.0), E4M3_GRID)
     code = torch.where(special, 0x7F, e4m3_codes(rounded)).to(torch.uint8)
     grow = rounded * decode
     shrink = torch.where(rounded == 0, 0.0, grow.reciprocal().clamp(max=FLOAT32_MAX))

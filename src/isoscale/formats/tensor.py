@@ -188,7 +188,7 @@ def encode(
 
 def _refuse_nan(x: Tensor, fmt: ElementFormat) -> None:
     """Such a NaN would silently become a number."""
-    if torch.compiler.is_compiling() or x.is_meta or not dispatch._is_plain(x):
+    if torch.compiler.is_compiling() or x.is_meta or not dispatch.is_plain(x):
         return
     if bool(x.isnan().any()):
         raise ConfigError(
