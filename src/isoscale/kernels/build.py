@@ -26,7 +26,7 @@ from isoscale._base.cache import cache_folder
 from isoscale._base.errors import ConfigError, IsoscaleError
 from isoscale._base.files import atomic_dir, sha256, write_synced
 
-SOURCES = ("cast.cpp",)
+SOURCES = ("cast.cpp", "elements.h")
 FLAGS = (
     "-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
@@ -86,10 +86,12 @@ def _fill(folder: Path, compiler: list[str], source: Path) -> None:
 
 
 def _build() -> ctypes.CDLL:
-    source = Path(__file__).parent / SOURCES[0]
+    here = Path(__file__).parent
+    source = here / SOURCES[0]
     compiler = _compiler()
     version = _run([*compiler, "--version"]).stdout
-    parts = [source.read_text(), repr((compiler, FLAGS, MACHINE_FLAGS)), version, platform.machine(), _cpu()]
+    texts = [(here / name).read_text() for name in SOURCES]
+    parts = [*texts, repr((compiler, FLAGS, MACHINE_FLAGS)), version, platform.machine(), _cpu()]
     folder = cache_folder() / "kernels" / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
     try:
         if not _whole(folder):
