@@ -18,7 +18,10 @@ import torch
 
 import isoscale as iso
 from isoscale.models import Decoder, DecoderConfig
-from isoscale.numerics.backend import cast_operand, has_scaled_mm, matmul
+from isoscale.formats import fake_cast
+from isoscale.formats.recipes import everywhere
+from isoscale.numerics.backend import has_scaled_mm
+from isoscale.numerics.engine import FORWARD, Engine
 
 
 def ms(run: Callable[[], object], rounds: int = 30) -> float:
@@ -39,17 +42,16 @@ def ms(run: Callable[[], object], rounds: int = 30) -> float:
 def matmuls() -> list[dict[str, object]]:
     """One FP8 product per size: tensor cores (codes and casts included), emulation, BF16; and how far they differ."""
     rows: list[dict[str, object]] = []
+    engines = {backend: Engine(everywhere("e4m3"), backend) for backend in ("scaled_mm", "emulated")}
     for size in (1024, 2048, 4096, 8192):
         draw = torch.Generator(device="cuda").manual_seed(0)
-        a = cast_operand(torch.randn(size, size, device="cuda", generator=draw), "e4m3")
-        b = cast_operand(torch.randn(size, size, device="cuda", generator=draw), "e4m3").t()
-        low, high = a.bfloat16(), b.bfloat16()
-        scale = size**-0.5
-        real = matmul(a, b, "e4m3", "e4m3", scale, "scaled_mm")
-        emulated = matmul(a, b, "e4m3", "e4m3", scale, "emulated")
+        a, b = (fake_cast(torch.randn(size, size, device="cuda", generator=draw), "e4m3") for _ in range(2))
+        low, high = a.bfloat16(), b.bfloat16().t()
+        run = {name: lambda e=e: e.product(FORWARD, a, b, size**-0.5, torch.float32) for name, e in engines.items()}
+        real, emulated = run["scaled_mm"](), run["emulated"]()
         rows.append({
-            "part": "matmul", "size": size, "scaled_mm_ms": ms(lambda: matmul(a, b, "e4m3", "e4m3", scale, "scaled_mm")),
-            "emulated_ms": ms(lambda: matmul(a, b, "e4m3", "e4m3", scale, "emulated")), "bf16_ms": ms(lambda: low @ high),
+            "part": "matmul", "size": size, "scaled_mm_ms": ms(run["scaled_mm"]), "emulated_ms": ms(run["emulated"]),
+            "bf16_ms": ms(lambda: low @ high),
             "largest_difference": float((real - emulated).abs().max()),
         })  # fmt: skip
     return rows

@@ -1,7 +1,12 @@
-"""Low-precision recipes on a model: swap its linear layers by plan rows, and say which backend runs them."""
+"""Low-precision recipes on a model: cast the operands of its matmuls, and say which backend runs them."""
 
 from isoscale.numerics.backend import pick_backend
 from isoscale.numerics.cast_linear import CastLinear
 from isoscale.numerics.convert import Summary, cast_stats, convert, summary
+from isoscale.numerics.hardware import capabilities, swizzle
+from isoscale.numerics.linear import Linear, matmul
 
-__all__ = ["CastLinear", "Summary", "cast_stats", "convert", "pick_backend", "summary"]
+__all__ = [
+    "CastLinear", "Linear", "Summary", "capabilities", "cast_stats", "convert", "matmul", "pick_backend", "summary",
+    "swizzle",
+]  # fmt: skip

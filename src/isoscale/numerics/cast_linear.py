@@ -2,11 +2,13 @@
 
 The cast sees logical values: a factor that a composite module deferred into this layer is applied before the cast, and
 the unit factors after the matmul, so weights, inputs and output gradients are cast at the scale the plan predicts.
+Under autocast the weight is cast from its own precision, not from a copy in the autocast dtype.
 Straight-through: the casts themselves have gradient 1.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -15,49 +17,10 @@ from torch import Tensor, nn
 
 from isoscale.formats.recipes import LayerFormats
 from isoscale.nn.scale import scale_fwd
-from isoscale.numerics.backend import cast_operand, matmul
+from isoscale.numerics.engine import Engine, cast_matmul
 
-Recorder = Callable[[str, str, Tensor], None]
-"""Called with (operand: weight / input / grad, format, the tensor before its cast)."""
-
-
-class _CastLinear(torch.autograd.Function):
-    """y = fwd x q(x) q(W)^T;  dx = gin x q(g) q(W);  dW = gw x q(g)^T q(x)."""
-
-    @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor, formats: LayerFormats, scales: tuple[float, float, float], backend: str,
-        recorder: Recorder | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        flat = cast_operand(x.reshape(-1, x.shape[-1]), formats.input)
-        cast = cast_operand(weight, formats.weight)
-        out = matmul(flat, cast.t(), formats.input, formats.weight, scales[0], backend)
-        return out.view(*x.shape[:-1], weight.shape[0]), flat, cast
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, _, ctx.formats, ctx.scales, ctx.backend, ctx.recorder = inputs
-        ctx.shape = x.shape
-        ctx.mark_non_differentiable(output[1], output[2])
-        ctx.save_for_backward(output[1], output[2])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grads[0] is None:
-            return (None,) * 6
-        flat, weight = ctx.saved_tensors
-        formats: LayerFormats = ctx.formats
-        raw = grads[0].reshape(-1, grads[0].shape[-1])
-        if ctx.recorder is not None:
-            ctx.recorder("grad", formats.grad, raw)
-        grad = cast_operand(raw, formats.grad)
-        dx = dw = None
-        if ctx.needs_input_grad[0]:
-            dx = matmul(grad, weight, formats.grad, formats.weight, ctx.scales[1], ctx.backend).view(ctx.shape)
-        if ctx.needs_input_grad[1]:
-            dw = matmul(grad.t(), flat, formats.grad, formats.input, ctx.scales[2], ctx.backend)
-        return dx, dw, None, None, None, None
+Recorder = Callable[[str, str, Tensor, int], None]
+"""Called with (operand, format, the tensor before its cast, the axis of its blocks)."""
 
 
 class CastLinear(nn.Module):
@@ -65,8 +28,13 @@ class CastLinear(nn.Module):
 
     Args:
         inner: `isoscale.nn.Linear`, `LinearReadout` or `torch.nn.Linear`; its Parameters are shared, not copied.
-        formats: of weight, input and output gradient.
+        formats: of the operands of its three matmuls.
         backend: `emulated` or `scaled_mm`.
+
+    Attributes:
+        casts: operand -> how often it was cast, in eager mode: `input` and `weight` (forward), `grad` and
+            `backward_weight` (input gradient), `weight_grad` and `backward_input` (weight gradient). An operand whose
+            cast serves two matmuls counts once, under its first name.
     """
 
     def __init__(self, inner: nn.Module, formats: LayerFormats, backend: str) -> None:
@@ -74,6 +42,8 @@ class CastLinear(nn.Module):
         self.weight: nn.Parameter | None = getattr(inner, "weight", None)  # a tied readout has none of its own
         self.bias: nn.Parameter | None = getattr(inner, "bias", None)
         self.formats, self.backend = formats, backend
+        self.engine = Engine(formats, backend)
+        self.casts: Counter[str] = Counter()
         self.recorder: Recorder | None = None
         self.multiplier: float = getattr(inner, "multiplier", 1.0)
         self.scaling: str | None = getattr(inner, "scaling", None)
@@ -83,6 +53,11 @@ class CastLinear(nn.Module):
         self.kind = type(inner).__name__
 
     _plain_roles: ClassVar[Mapping[str, str]] = {"weight": "hidden", "bias": "bias"}
+
+    def _note(self, operand: str, fmt: str, x: Tensor, axis: int) -> None:
+        self.casts[operand] += 1
+        if self.recorder is not None:
+            self.recorder(operand, fmt, x, axis)
 
     def factors(self, tokens: int | None = None) -> Any:
         """The factors of the layer it stands in for."""
@@ -104,13 +79,8 @@ class CastLinear(nn.Module):
             scales = (scales[0] * self.multiplier, scales[1] * self.multiplier, scales[2] * self.multiplier)
         used = self.weight if weight is None else weight
         assert used is not None
-        weight = used.to(x.dtype)
-        if self.recorder is not None:
-            self.recorder("weight", self.formats.weight, weight)
-            self.recorder("input", self.formats.input, x)
-        y: Tensor = _CastLinear.apply(  # type: ignore[no-untyped-call]
-            x, weight, self.formats, scales, self.backend, self.recorder
-        )[0]
+        flat = x.reshape(-1, x.shape[-1])
+        y = cast_matmul(flat, used, self.engine, scales, note=self._note).view(*x.shape[:-1], used.shape[0])
         if self.bias is not None:
             y = y + self.bias.to(y.dtype) * scales[0]
         if branch_scale != 1.0:
@@ -120,7 +90,6 @@ class CastLinear(nn.Module):
         return y
 
     def extra_repr(self) -> str:
-        """Formats and backend, so that `print(model)` shows what runs."""
+        """Formats per pass and backend, so that `print(model)` shows what runs."""
         shape = f"{self.weight.shape[1]} -> {self.weight.shape[0]}" if self.weight is not None else "tied"
-        casts = f"w {self.formats.weight}, x {self.formats.input}, g {self.formats.grad}"
-        return f"{self.kind} {shape}, {casts}, {self.backend}"
+        return f"{self.kind} {shape}, {self.formats}, {self.backend}"

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from isoscale import nn as iso_nn
-from isoscale._base.errors import PlanError
-from isoscale.formats import by_name
+from isoscale._base.errors import ConfigError, PlanError
 from isoscale.formats import cast_stats as tensor_stats
 from isoscale.formats.recipes import LayerFormats, Recipe, recipe_by_name
-from isoscale.numerics.backend import pick_backend
-from isoscale.numerics.cast_linear import CastLinear
+from isoscale.numerics.backend import BACKENDS, pick_backend
+from isoscale.numerics.cast_linear import CastLinear, Recorder
 from isoscale.planning import Plan, normalise
 
 M = TypeVar("M", bound=nn.Module)
 _LINEARS = (nn.Linear, iso_nn.Linear)
+NORMS: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Summary:
     """What was converted.
 
     Args:
-        backend: `emulated`, `scaled_mm`, or `none` when nothing is cast.
+        backend: `emulated`, `scaled_mm`, both, or `none` when nothing is cast.
         layers: module path -> formats.
     """
 
@@ -35,20 +35,29 @@ class Summary:
     layers: dict[str, LayerFormats]
 
 
-def convert(model: M, recipe: str | Recipe, *, plan: Plan | None = None, backend: str = "auto") -> M:
+def convert(
+    model: M, recipe: str | Recipe, *, plan: Plan | None = None, norm: str | None = None, backend: str = "auto"
+) -> M:
     """Cast the operands of the model's linear layers; in place, Parameters and names unchanged.
 
     Args:
         model: any module with `isoscale.nn.Linear` or `torch.nn.Linear` leaves.
         recipe: a name or a recipe of your own.
         plan: take each layer's formats from its row (they were put there by the same recipe).
-        backend: `auto`, `emulated` or `scaled_mm`.
+        norm: a norm that takes part in the casts; there is none yet.
+        backend: `auto` (hardware for each layer whose formats and sizes it can run, else emulated), `emulated` (any
+            format, any size) or `scaled_mm`.
 
     Raises:
-        ConfigError: unknown recipe or backend, or FP8 hardware asked for and missing.
-        PlanError: no linear layer to cast; a plan of another recipe; a second conversion.
+        ConfigError: unknown recipe, norm or backend; hardware asked for that a layer cannot use.
+        PlanError: no linear layer to cast; one without features; a plan of another recipe; a second conversion.
     """
     recipe = recipe_by_name(recipe) if isinstance(recipe, str) else recipe
+    if norm is not None:
+        hint = f"norm=None leaves norms as they are; norms that can be swapped in: {', '.join(NORMS) or 'none yet'}"
+        raise ConfigError("no such norm", key="norm", value=norm, hint=hint)
+    if backend not in BACKENDS:
+        pick_backend(backend, torch.device("cpu"))  # refuses
     if not recipe.layers:
         return model
     if plan is not None and plan.recipe != recipe.name:
@@ -61,10 +70,10 @@ def convert(model: M, recipe: str | Recipe, *, plan: Plan | None = None, backend
     if any(isinstance(module, CastLinear) for module in model.modules()):
         raise PlanError("the model is converted already", key="model", hint="convert a fresh model")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    chosen = pick_backend(backend, device)
     leaves = [(path, module) for path, module in model.named_modules() if isinstance(module, _LINEARS)]
     if not leaves:
         raise PlanError("the model has no linear layer to cast", key="model", value=type(model).__name__)
+    made: list[tuple[str, str, CastLinear]] = []
     for path, module in leaves:
         name = normalise(path)
         if plan is not None and getattr(module, "weight", None) is not None:
@@ -80,15 +89,20 @@ def convert(model: M, recipe: str | Recipe, *, plan: Plan | None = None, backend
                 key="model",
                 hint="put it into a module: torch.nn.Sequential(layer)",
             )
-        setattr(model.get_submodule(parent), leaf, CastLinear(module, formats, chosen))
+        features = (int(module.in_features), int(module.out_features))
+        if 0 in features:
+            raise PlanError("a layer without features cannot be cast", key=name, value=features)
+        made.append((parent, leaf, CastLinear(module, formats, pick_backend(backend, device, formats, features, name))))
+    for parent, leaf, layer in made:  # only now: a refusal leaves the model as it was
+        setattr(model.get_submodule(parent), leaf, layer)
     return model
 
 
 def summary(model: nn.Module) -> Summary:
     """Which layers of a model are cast, to what, and who runs them."""
     cast = {normalise(path): module for path, module in model.named_modules() if isinstance(module, CastLinear)}
-    backend = next((module.backend for module in cast.values()), "none")
-    return Summary(backend, {path: module.formats for path, module in cast.items()})
+    used = sorted({module.backend for module in cast.values()}, reverse=True)
+    return Summary(" and ".join(used) or "none", {path: module.formats for path, module in cast.items()})
 
 
 def cast_stats(model: nn.Module, loss: Callable[[], Tensor]) -> list[dict[str, Any]]:
@@ -99,18 +113,17 @@ def cast_stats(model: nn.Module, loss: Callable[[], Tensor]) -> list[dict[str, A
         loss: runs the forward and returns the scalar loss.
 
     Returns:
-        One row per (layer, operand): `layer`, `operand`, `format`, `clipped`, `flushed`, `rms`.
+        One row per (layer, operand), as `CastLinear.casts` names them: `layer`, `operand`, `format`, `axis` of the
+        blocks, `clipped`, `flushed`, `rms`.
     """
     rows: list[dict[str, Any]] = []
     cast = [(normalise(path), module) for path, module in model.named_modules() if isinstance(module, CastLinear)]
 
-    def recorder(path: str) -> Callable[[str, str, Tensor], None]:
-        def record(operand: str, fmt: str, tensor: Tensor) -> None:
+    def recorder(path: str) -> Recorder:
+        def record(operand: str, fmt: str, tensor: Tensor, axis: int) -> None:
             value = tensor.detach()
-            if fmt == "fp32":
-                return
-            clipped, flushed = tensor_stats(value, by_name(fmt))
-            rows.append({"layer": path, "operand": operand, "format": fmt, "clipped": float(clipped),
+            clipped, flushed = tensor_stats(value, fmt, axis=axis)
+            rows.append({"layer": path, "operand": operand, "format": fmt, "axis": axis, "clipped": float(clipped),
                          "flushed": float(flushed), "rms": float(value.float().square().mean().sqrt())})  # fmt: skip
 
         return record

@@ -1,0 +1,232 @@
+"""The three matmuls of a linear map, each with operands cast to formats of its own.
+
+With x [..., m, k] and w [..., n, k] (or [..., k, n]):
+
+    y  = q(x) q(w)^T        blocks along k
+    dx = q(g) q(w)          blocks along n
+    dw = q(g)^T q(x)        blocks along m
+
+An operand of two matmuls is cast twice, along different axes, both times from high precision: a cast of a cast would
+round twice, and blocks along one axis are not blocks along the other. Only where the axis does not matter (element
+formats, one scale for the tensor, square tiles) and the formats agree is one cast used by both.
+
+Saved for the backward pass: the operand itself where it is cast anew (it lives anyway: a weight, or the output of the
+op before), the cast values where they are used again.
+
+Emulated: operands take the values of their format and are multiplied with fp32 accumulation. bf16 tensors are
+multiplied in bf16 only where it holds the cast values exactly: elements of at most 8 bits with power-of-two scales.
+Scales that are no powers of two give values that bf16 cannot hold; there operands go to fp32 before the cast.
+
+What is lost: dx and dw are gradients of the cast product (straight through), not of the plain one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from isoscale.formats import BlockFormat, ElementFormat, Format, fake_cast
+from isoscale.formats.recipes import LayerFormats
+from isoscale.nn.gemm import scaled_mm
+from isoscale.nn.scale import call
+from isoscale.numerics import hardware
+from isoscale.numerics.hardware import Codes
+
+FORWARD, GRAD_INPUT, GRAD_WEIGHT = 0, 1, 2
+OPERANDS = (("input", "weight"), ("grad", "backward_weight"), ("weight_grad", "backward_input"))
+Note = Callable[[str, str, Tensor, int], None]
+"""Called before each cast with (operand, format, the tensor, the axis of its blocks)."""
+_LOW = {torch.bfloat16: (7, 127, -133), torch.float16: (10, 15, -24)}
+
+
+def holds(fmt: Format | None, dtype: torch.dtype) -> bool:
+    """Whether a dtype holds every value that a cast to `fmt` gives (block scales near 2^-127 apart)."""
+    if fmt is None or dtype not in _LOW:
+        return True
+    mantissa, emax, lowest = _LOW[dtype]
+    if isinstance(fmt, BlockFormat):
+        return fmt.scale == "e8m0" and dtype == torch.bfloat16 and fmt.element.mantissa_bits <= mantissa
+    return fmt.mantissa_bits <= mantissa and fmt.emax <= emax and fmt.emin - fmt.mantissa_bits >= lowest
+
+
+def same_along_both_axes(fmt: Format | None) -> bool:
+    """Whether casts of a matrix along its two axes give the same values."""
+    return not isinstance(fmt, BlockFormat) or fmt.block[0] == fmt.block[1]
+
+
+class Engine:
+    """How one linear map multiplies; made once per layer, so that a step looks up nothing.
+
+    Args:
+        formats: of the operands.
+        backend: `emulated` or `scaled_mm`.
+    """
+
+    def __init__(self, formats: LayerFormats, backend: str = "emulated") -> None:
+        self.formats, self.backend = formats, backend
+        self.pairs = formats.pairs
+        self.kinds = tuple(hardware.kind_of(*pair) if backend == "scaled_mm" else None for pair in self.pairs)
+        self.low = tuple(
+            tuple(dtype for dtype in _LOW if all(holds(fmt, dtype) for fmt in pair)) for pair in self.pairs
+        )
+        forward, back, last = self.pairs
+        self.keeps_weight = forward[1] == back[1] and self._shared(forward[1], FORWARD, GRAD_INPUT)
+        self.keeps_input = forward[0] == last[1] and self._shared(forward[0], FORWARD, GRAD_WEIGHT)
+        self.keeps_grad = back[0] == last[0] and self._shared(back[0], GRAD_INPUT, GRAD_WEIGHT)
+
+    def _shared(self, fmt: Format | None, *passes: int) -> bool:
+        """Whether one cast serves both passes: values, not codes that a kernel wants in an order of its own."""
+        codes = any(self.kinds[i] not in (None, "fp8") for i in passes)
+        return fmt is not None and same_along_both_axes(fmt) and not codes
+
+    def cast(self, which: int, side: int, x: Tensor, axis: int, note: Note | None) -> Tensor | Codes:
+        """An operand ready for `product`: [..., rows, k].
+
+        Args:
+            which: the matmul.
+            side: 0 left, 1 right.
+            x: [..., rows, k] for axis -1, [..., k, rows] for -2.
+            axis: the contraction axis.
+            note: told of the cast.
+        """
+        fmt, kind = self.pairs[which][side], self.kinds[which]
+        if fmt is None:
+            return x if axis == -1 else x.mT
+        if note is not None:
+            note(OPERANDS[which][side], str(fmt) if isinstance(fmt, BlockFormat) else fmt.name, x, axis)
+        if kind is not None and isinstance(fmt, BlockFormat):
+            return hardware.encode_operand(x, fmt, axis)
+        if not holds(fmt, x.dtype):
+            x = x.float()
+        if not (isinstance(fmt, ElementFormat) and fmt.name == "bf16" and x.dtype == torch.bfloat16):
+            x = fake_cast(x, fmt, axis=axis)
+        return x if axis == -1 else x.mT
+
+    def product(
+        self, which: int, left: Tensor | Codes, right: Tensor | Codes, alpha: float, dtype: torch.dtype
+    ) -> Tensor:
+        """alpha * left @ right^T for [..., m, k] and [..., n, k], accumulated in fp32; [..., m, n] in `dtype`."""
+        kind = self.kinds[which]
+        if kind is not None:
+            return hardware.multiply(left, right, self.pairs[which], alpha).to(dtype)
+        assert isinstance(left, Tensor)
+        assert isinstance(right, Tensor)
+        wide = dtype if dtype not in _LOW or dtype in self.low[which] else torch.float32
+        left, right = left.to(wide), right.to(wide).mT
+        if left.dim() == 2 and right.dim() == 2:
+            return scaled_mm(left, right, alpha).to(dtype)
+        out = torch.matmul(left, right)
+        return (out if alpha == 1 else out * alpha).to(dtype)
+
+
+class CastMatmul(Function):
+    """(x, w, engine, scales, w_axis, note) -> (y, cast x or None, cast w or None)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, w: Tensor, engine: Engine, scales: tuple[float, float, float], w_axis: int, note: Note | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        left = engine.cast(FORWARD, 0, x, -1, note)
+        right = engine.cast(FORWARD, 1, w, w_axis, note)
+        out = engine.product(FORWARD, left, right, scales[0], x.dtype)
+        kept_x = left if engine.keeps_input and isinstance(left, Tensor) else None
+        kept_w = right if engine.keeps_weight and isinstance(right, Tensor) else None
+        # An output may not be the input itself, which a cast that changes nothing returns.
+        return out, kept_x if kept_x is not x else None, kept_w if kept_w is not w else None
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None, Tensor | None]) -> None:
+        x, w, ctx.engine, ctx.scales, ctx.w_axis, ctx.note = inputs
+        _, kept_x, kept_w = output
+        ctx.mark_non_differentiable(*(kept for kept in (kept_x, kept_w) if kept is not None))
+        ctx.set_materialize_grads(False)
+        ctx.fresh = (kept_x is None, kept_w is None)
+        ctx.facts = (x.shape, x.dtype, w.shape, w.dtype)
+        ctx.save_for_backward(x if kept_x is None else kept_x, w if kept_w is None else kept_w)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
+        engine: Engine = ctx.engine
+        note, (x, w) = ctx.note, ctx.saved_tensors
+        x_shape, x_dtype, w_shape, w_dtype = ctx.facts
+        fresh_x, fresh_w = ctx.fresh
+        grad = grad.to(x_dtype)
+        need_x, need_w = ctx.needs_input_grad[:2]
+        dx = dw = None
+        cast_grad: Tensor | Codes | None = None
+        if need_x:
+            cast_grad = engine.cast(GRAD_INPUT, 0, grad, -1, note)
+            other = -2 if ctx.w_axis == -1 else -1
+            right = w.mT if not fresh_w else engine.cast(GRAD_INPUT, 1, w, other, note)
+            dx = _summed(engine.product(GRAD_INPUT, cast_grad, right, ctx.scales[1], x_dtype), x_shape)
+        if need_w:
+            shared = engine.keeps_grad and isinstance(cast_grad, Tensor)
+            left = cast_grad.mT if shared else engine.cast(GRAD_WEIGHT, 0, grad, -2, note)  # type: ignore[union-attr]
+            right = x.mT if not fresh_x else engine.cast(GRAD_WEIGHT, 1, x, -2, note)
+            if ctx.w_axis == -1:
+                dw = engine.product(GRAD_WEIGHT, left, right, ctx.scales[2], w_dtype)
+            else:
+                dw = engine.product(GRAD_WEIGHT, right, left, ctx.scales[2], w_dtype)
+            dw = _summed(dw, w_shape)
+        return dx, dw, None, None, None, None
+
+
+class CastMatmulJvp(CastMatmul):
+    """With a forward-mode rule, which the compiler does not trace: dy = dx q(w)^T + q(x) dw^T."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None, Tensor | None]) -> None:
+        CastMatmul.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0], inputs[1])
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None]:
+        x, w = ctx.saved_tensors
+        engine, out = ctx.engine, None
+        plain = Engine(engine.formats)
+        for side, tangent, fixed in ((1, dx, w), (0, dw, x)):
+            if tangent is None:
+                continue
+            if side:
+                right = plain.cast(FORWARD, 1, fixed, ctx.w_axis, None)
+                term = torch.matmul(tangent, right.to(tangent.dtype).mT)  # type: ignore[union-attr]
+            else:
+                left = plain.cast(FORWARD, 0, fixed, -1, None)
+                step = tangent.mT if ctx.w_axis == -1 else tangent
+                term = torch.matmul(left.to(tangent.dtype), step)  # type: ignore[union-attr]
+            out = term if out is None else out + term
+        return None if out is None else out * ctx.scales[0], None, None
+
+
+def _summed(x: Tensor, shape: torch.Size) -> Tensor:
+    """The gradient of a broadcast: summed to the shape."""
+    return x if x.shape == shape else x.sum_to_size(shape)
+
+
+def cast_matmul(
+    x: Tensor, w: Tensor, engine: Engine, scales: tuple[float, float, float] = (1.0, 1.0, 1.0), w_axis: int = -1,
+    note: Note | None = None,
+) -> Tensor:  # fmt: skip
+    """scales[0] * q(x) q(w)^T, with `scales[1]` on the gradient of x and `scales[2]` on that of w.
+
+    Args:
+        x: [..., m, k].
+        w: [..., n, k] for w_axis -1, [..., k, n] for -2; its dtype may be wider than that of x.
+        engine: formats and backend.
+        scales: plain factors of the three products.
+        w_axis: the contraction axis of w.
+        note: told of every cast; not in compiled code.
+    """
+    note = None if torch.compiler.is_compiling() else note
+    result: Tensor = call(CastMatmul, CastMatmulJvp, x, w, engine, scales, w_axis, note)[0]
+    return result
