@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from isoscale._base.files import failing
 from isoscale.cli import commands, main
+from isoscale.formats.recipes import RECIPES
 from isoscale.train import train
 
 NAMES = sorted(get_command(commands.app).commands)
@@ -258,6 +259,23 @@ def test_plan_diff_shows_what_changes(iso):
     assert len(one_object(text)["changes"]) > 5
     _, text, _ = iso("plan", "--json")
     assert one_object(text)["plan"]["parametrisation"] == "u-mup"
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_every_recipe_trains_from_the_command_line(iso, small_text, tmp_path, recipe):
+    """Four steps, with the casts of every layer logged."""
+    sets = [part for word in (f"numerics.recipe={recipe}", "numerics.log_casts=true", "numerics.backend=emulated") for part in ("--set", word)]
+    out = tmp_path / "run"
+    code, text, err = iso("train", *TINY, *sets, "--data", small_text, "--out", out, "-q", "--json")
+    assert code == 0, err
+    result = one_object(text)
+    assert result["backend"] == ("none" if recipe == "none" else "emulated")
+    assert result["val_loss"] < 8
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    formats = {row["format"] for row in rows if row["kind"] == "cast"}
+    used = [f.passes.values() for _, f in RECIPES[recipe].layers]
+    assert formats == {name for passes in used for pair in passes for name in pair}
+    assert iso("report", out)[0] == 0
 
 
 def test_sweep_transfer_and_report(iso, small_text, tmp_path):

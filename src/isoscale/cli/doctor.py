@@ -19,9 +19,9 @@ EXTRAS = {"plotly": "report", "tokenizers": "text", "datasets": "hub texts"}
 def _facts() -> dict[str, Any]:
     import torch
 
+    from isoscale._base.cache import cache_folder
     from isoscale.numerics import pick_backend
     from isoscale.train import pick_device
-    from isoscale.train.data import cache_folder
 
     device = pick_device("auto")
     cache = cache_folder()
