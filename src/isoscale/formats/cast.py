@@ -230,7 +230,7 @@ def saturating_cast(x: Tensor, fmt: Format | str) -> Tensor:
     if not isinstance(dtype, torch.dtype):
         raise ConfigError("torch has no dtype for this format", key="format", value=fmt.name, hint="use fake_cast")
     x = x.detach()
-    grid = grid_of(fmt, x.dtype)
+    grid = facts_of(x, fmt, None).grid
     if grid.bound < grid.top or MANTISSA[x.dtype] < grid.mantissa_bits:
         x = x.to(torch.float32)  # exact, and as wide as any format that torch has
     return fake_cast(x, fmt).to(dtype)

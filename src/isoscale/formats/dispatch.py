@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from isoscale.formats import reference
-from isoscale.formats.codes import from_codes, pack, to_codes, unpack
+from isoscale.formats.codes import GROUP, from_codes, pack, to_codes, unpack
 from isoscale.formats.element import ElementFormat
 from isoscale.formats.layout import from_blocks, to_blocks
 from isoscale.formats.reference import Cast
@@ -57,7 +57,7 @@ def kernel_for(device: str) -> str:
 def engine(x: Tensor, cast: Cast) -> str:
     """`cpp`, `triton` or `torch`: who casts this tensor."""
     spec, noise = cast.spec, cast.noise
-    if not (cast.grid.minus_zero or spec.twos) or spec.bits > 8 or spec.emax > 60 or cast.grid.powers:
+    if not (cast.grid.minus_zero or spec.twos) or spec.bits not in GROUP or spec.emax > 60 or cast.grid.powers:
         return "torch"
     if x.dtype not in _KERNEL_DTYPES or (noise is not None and cast.view.moved):
         return "torch"
