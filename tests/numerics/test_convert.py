@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import isoscale as iso
 from isoscale._base.errors import ConfigError, PlanError
-from isoscale.formats.recipes import RECIPES
+from isoscale.formats.recipes import RECIPES, everywhere
 from isoscale.models import Decoder, DecoderConfig
 from isoscale.numerics import CastLinear, cast_stats, convert, summary
 from isoscale.numerics.engine import Engine
@@ -93,6 +93,31 @@ def test_without_rounding_it_is_the_same_model(scaling: str, monkeypatch: pytest
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     for (name, p), q in zip(left.named_parameters(), right.named_parameters()):
         torch.testing.assert_close(p.grad, q[1].grad, rtol=2e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("scaling", ["unit", "plain"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_rounding_a_layer_with_everything_is_the_same(
+    scaling: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bias, pending factor, residual add and readout multiplier: values and all five gradients."""
+    monkeypatch.setattr("isoscale.numerics.engine.fake_cast", lambda x, fmt, axis: x)
+    torch.manual_seed(0)
+    inner = iso.nn.LinearReadout(32, 48, bias=True, scaling=scaling)  # type: ignore[arg-type]
+    inner.multiplier = 0.75
+    nn.init.normal_(inner.bias)
+    inner = inner.to(dtype)
+    layer = CastLinear(inner, everywhere("mxfp8_e4m3"), "emulated")
+    found = []
+    for made in (inner, layer):
+        draw = torch.Generator().manual_seed(1)
+        x, skip = (torch.randn(2, 8, n, generator=draw).to(dtype).requires_grad_() for n in (32, 48))
+        y = made(x, pending=1.5, skip=skip, branch_scale=0.6, skip_scale=0.8)
+        grads = torch.autograd.grad(y, (x, skip, inner.weight, inner.bias), torch.randn(y.shape, generator=draw).to(dtype))
+        found.append([y, *grads])
+    tolerance = 1e-5 if dtype == torch.float32 else 2.0**-5
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("changes", [{"tied": True}, {"qk_norm": True, "norm": "trainable"}, {"kv_heads": 1}])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from isoscale.formats.recipes import LayerFormats
-from isoscale.nn.scale import scale_fwd
+from isoscale.nn.scale import scale, scale_fwd, times
 from isoscale.numerics.engine import Engine, cast_matmul
 
 Recorder = Callable[[str, str, Tensor, int], None]
@@ -73,20 +73,23 @@ class CastLinear(nn.Module):
         if pending != 1.0:
             x = x * pending
         count = tokens if tokens is not None else x.numel() // max(1, x.shape[-1])
-        told = self.factors(count)
-        scales = (told.forward, told.input_grad, told.weight_grad) if told is not None else (1.0, 1.0, 1.0)
-        if self.multiplier != 1.0:
-            scales = (scales[0] * self.multiplier, scales[1] * self.multiplier, scales[2] * self.multiplier)
+        told, gain = self.factors(count), self.multiplier
         used = self.weight if weight is None else weight
         assert used is not None
+        if told is not None and self.scaling == "unit":  # the residual's factor acts forward only
+            scales = (told.forward * gain * branch_scale, told.input_grad * gain, told.weight_grad * gain)
+            bias = None if self.bias is None else scale(self.bias, told.forward * branch_scale, told.weight_grad)
+            skip = None if skip is None else scale_fwd(skip, skip_scale)
+        else:
+            scales = (gain * branch_scale,) * 3
+            bias = None if self.bias is None else times(self.bias, scales[0] * pending)
+            skip = None if skip is None else times(skip, skip_scale)
         flat = x.reshape(-1, x.shape[-1])
         y = cast_matmul(flat, used, self.engine, scales, note=self._note).view(*x.shape[:-1], used.shape[0])
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype) * scales[0]
-        if branch_scale != 1.0:
-            y = y * branch_scale if self.scaling != "unit" else scale_fwd(y, branch_scale)
+        if bias is not None:
+            y = y + bias.to(y.dtype)
         if skip is not None:
-            y = y + (skip if skip_scale == 1.0 else scale_fwd(skip, skip_scale))
+            y = y + skip
         return y
 
     def extra_repr(self) -> str:
