@@ -97,17 +97,17 @@ def test_rules(rule: str) -> None:
 @pytest.mark.parametrize("name", ["mxfp4", "mxfp6_e3m2", "fp8_1x128_e4m3", "nvfp4"])
 @pytest.mark.parametrize("block", [(1, 16), (1, 4), (16, 16), (32, 8), (128, 128), (1, 5), (3, 700), (0, 32), (1, 0), (0, 0)])
 def test_blocks(block: tuple[int, int], name: str) -> None:
-    x = draw((2, 35, 75), 3, torch.bfloat16, special=True, wide=True)
-    check(x, by_name(name), (2, 35, 75), block=block)
+    x = draw((1, 33, 40), 3, torch.bfloat16, special=True, wide=True)
+    check(x, by_name(name), (1, 33, 40), block=block)
     if block[0] == 1 and block[1] in (4, 16):
-        check(x, by_name(name), (2, 35, 75), True, block=block)
+        check(x, by_name(name), (1, 33, 40), True, block=block)
 
 
 def test_tensor_amax_and_offsets() -> None:
     x = draw((1, 8, 64), 2)
     for amax in (0.0, 3.0, 3.4e38):
         check(x, by_name("nvfp4"), (1, 8, 64), tensor_amax=amax)
-    for offset in (5, 2**32 - 100, 2**40 + 17):
+    for offset in (2**32 - 100, 2**40 + 17):
         for bits in (1, 23):
             check(x, by_name("mxfp4"), (1, 8, 64), rounding="stochastic", offset=offset, random_bits=bits)
 
@@ -116,7 +116,7 @@ def test_tensor_amax_and_offsets() -> None:
 def test_both_encodings_from_one_read(name: str) -> None:
     fmt = by_name(name)
     spec = spec_of(fmt)
-    for shape, dtype in (((64, 128), torch.float32), ((70, 101), torch.bfloat16)):
+    for shape, dtype in (((64, 64), torch.float32), ((70, 33), torch.bfloat16)):
         for how in ({}, {"rounding": "stochastic", "keys": KEYS}):
             x = draw(shape, 7, dtype, special=True)
             along, across = triton_cast.encode_both(x.to(DEVICE), spec, shape, nan_code=nan_code(fmt), **how)  # type: ignore[arg-type]
