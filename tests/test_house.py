@@ -98,7 +98,13 @@ def test_commands_and_their_flags() -> None:
         "eval": sorted(["--data", "--batches", "--json"]),
         "generate": sorted(["--prompt", "--tokens", "--temperature", "--top-k", "--seed", "--json"]),
         "report": sorted(["--out", "--json"]),
+        "formats": ["--json"],
         "doctor": ["--json"],
+    }  # fmt: skip
+    under = get_command(commands.app).commands["formats"].commands  # type: ignore[attr-defined]
+    assert {name: sorted(flag for p in command.params for flag in p.opts if flag.startswith("--"))
+            for name, command in under.items()} == {
+        "show": ["--json"], "error": sorted(["--format", "--axis", "--min-sqnr", "--out", "--json"]),
     }  # fmt: skip
 
 

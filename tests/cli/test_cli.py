@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.main import get_command
 
 from isoscale._base.files import failing
 from isoscale.cli import commands, main
+from isoscale.formats import BLOCKS, by_name, error, names
 from isoscale.formats.recipes import RECIPES
 from isoscale.train import train
 
@@ -109,6 +112,12 @@ BAD = {
     "short file": (["train", *TINY, "--data", "{tmp}/short.txt"], ["33", "seq_len"]),
     "file as folder": (["train", *TINY, "--out", "{tmp}/short.txt"], ["--out", "short.txt", "file"]),
     "no TOML": (["plan", "--config", "{tmp}/short.txt"], ["short.txt", "TOML"]),
+    "unknown format": (["formats", "show", "mxpf4"], ["mxpf4", "did you mean mxfp4"]),
+    "no rule": (["formats", "show", "mxfp4/flor"], ["flor", "floor"]),
+    "no tensors": (["formats", "error", "/no/such.safetensors"], ["no such file", "/no/such.safetensors"]),
+    "no safetensors": (["formats", "error", "{tmp}/short.txt"], ["not a safetensors file", "short.txt"]),
+    "folder without": (["formats", "error", "{tmp}"], ["no model.safetensors", "checkpoint folder"]),
+    "format of error": (["formats", "error", "{tmp}/short.txt", "--format", "fp4"], ["fp4", "did you mean"]),
     "init over a file": (["init", "{tmp}/short.txt"], ["short.txt", "--force"]),
 }  # fmt: skip
 
@@ -307,7 +316,13 @@ def test_doctor(iso, monkeypatch, tmp_path):
     code, text, _ = iso("doctor")
     assert code == 0
     assert "fp8 matmul" in text
-    assert one_object(iso("doctor", "--json")[1])["cache writable"] is True
+    told = [line for line in text.splitlines() if line.startswith(("casts", "scaled_mm"))]
+    assert len(told) == 4
+    assert max(map(len, told)) <= 80
+    facts = one_object(iso("doctor", "--json")[1])
+    assert facts["cache writable"] is True
+    assert facts["scaled_mm"] == "none" or torch.cuda.is_available()
+    assert facts["casts on a CPU"] == "C++ rows" or facts["casts on a CPU"].startswith("torch reference: ")
     monkeypatch.setattr(os, "access", lambda *args: False)
     code, text, _ = iso("doctor")
     assert code == 1
@@ -320,3 +335,109 @@ def test_main_puts_the_signal_handler_back(iso):
     before = signal.getsignal(signal.SIGTERM)
     iso("plan")
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("word", ["show", "error"])
+def test_help_of_the_formats_commands(iso, word):
+    code, out, _ = iso("formats", word, "--help")
+    assert code == 0
+    assert f"isoscale formats {word}" in out.partition("Example")[2]
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_formats_lists_every_format_in_80_columns(iso):
+    code, text, _ = iso("formats")
+    assert code == 0
+    assert max(map(len, text.splitlines())) <= 80
+    rows = {line.split()[0]: line.split() for line in text.splitlines()[1:] if line}
+    assert set(names()) <= set(rows)
+    assert rows["mxfp6_e3m2"] == ["mxfp6_e3m2", "6.25", "e3m2", "1x32", "e8m0", "floor", "28", "0.25", "0.0625"]
+    listed = one_object(iso("formats", "--json")[1])["formats"]
+    assert [row["name"] for row in listed] == list(names())
+    assert next(row for row in listed if row["name"] == "nvfp4")["bits_per_value"] == 4.5
+
+
+@pytest.mark.parametrize("name", ["mxfp6_e3m2", "mxfp4/rceil", "e5m2", "e4m3", "int8", "e8m0", "bf16", "e3m4", "fp8_row_e4m3"])
+def test_formats_show(iso, name):
+    code, text, _ = iso("formats", "show", name)
+    assert code == 0
+    assert max(map(len, text.splitlines())) <= 80
+    data = one_object(iso("formats", "show", name, "--json")[1])
+    assert data["name"].startswith(name)
+    element = by_name(name) if "/" not in name and "_" not in name else by_name(name).element
+    if element.bits > 8:
+        assert "too many to list" in text
+    elif element.layout != "scale":
+        assert len(data["values"]) == 2**element.bits
+        shown = [float(cell) for line in text.partition("values")[2].splitlines()[1:] for cell in line.split()]
+        assert shown == pytest.approx([v for v in element.values() if v >= 0], rel=1e-5)
+
+
+@pytest.fixture
+def tensors(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 96, generator=draw)
+    save_file({"w": x, "low": x.bfloat16() * 2.0**-30, "ids": torch.arange(4), "none": torch.zeros(0, 3), "zero": torch.zeros(2, 32),
+               "bad": torch.tensor([1.0, float("nan")]), "scalar": torch.tensor(2.5)}, tmp_path / "m.safetensors")  # fmt: skip
+    return tmp_path / "m.safetensors"
+
+
+def test_formats_error_measures_every_float_tensor(iso, tensors):
+    code, text, _ = iso("formats", "error", tensors)
+    assert code == 0
+    assert max(map(len, text.splitlines())) <= 80
+    assert "ids: int64, no float to be cast" in text
+    assert "none: empty" in text
+    assert "zero  2x32 float32: all zero: nothing to lose" in text
+    assert "bad  2 float32: 1 inf or NaN: no advice" in text
+    data = one_object(iso("formats", "error", tensors, "--json")[1])
+    found = {row["name"]: row for row in data["tensors"]}
+    assert set(found) == {"w", "low", "zero", "bad", "scalar"}
+    assert set(data["skipped"]) == {"ids", "none"}
+    assert {loss["format"] for loss in found["w"]["losses"]} == {*(str(fmt) for fmt in BLOCKS), "e4m3", "e5m2"}
+    by = {loss["format"]: loss for loss in found["w"]["losses"]}
+    told = error(load_file(tensors)["w"], "mxfp4/floor")
+    assert by["mxfp4/floor"]["sqnr_db"] == pytest.approx(told.sqnr_db)
+    assert by["mxfp4/floor"]["clipped"] == pytest.approx(told.clipped)
+    order = [loss["sqnr_db"] for loss in found["w"]["losses"]]
+    assert order == sorted(order, reverse=True)
+    low = {loss["format"]: loss for loss in found["low"]["losses"]}
+    assert low["e4m3"]["flushed"] == 1  # a plain cast loses a tensor that is far too small; a block's scale saves it
+    assert low["mxfp8_e4m3/floor"]["flushed"] < 0.01
+
+
+def test_formats_error_recommends_the_fewest_bits_that_do(iso, tensors):
+    def advice(*words):
+        data = one_object(iso("formats", "error", tensors, "--json", *words)[1])
+        return {row["name"]: row["format"] for row in data["tensors"]}
+
+    assert advice()["w"] == "mxfp6_e2m3/floor"
+    assert advice("--min-sqnr", 15)["w"] == "mxfp4/floor"
+    assert advice("--min-sqnr", 35)["w"] == "mxint8/floor"
+    assert advice("--min-sqnr", 90)["w"] == ""
+    assert advice("--format", "mxfp8_e4m3", "--format", "mxfp8_e5m2")["w"] == "mxfp8_e4m3/floor"
+    assert advice()["bad"] == advice()["zero"] == ""
+    along, across = (one_object(iso("formats", "error", tensors, "--format", "mxfp4", "--axis", a, "--json")[1]) for a in (-1, 0))
+    (along,), (across,) = ([row["losses"] for row in data["tensors"] if row["name"] == "w"] for data in (along, across))
+    assert along != across
+    _, text, _ = iso("formats", "error", tensors, "--axis", 1)
+    assert "bad: 1 axes, none with number 1" in text
+
+
+def test_formats_error_writes_a_page(iso, tensors, tmp_path):
+    out = tmp_path / "page.html"
+    code, text, _ = iso("formats", "error", tensors, "--out", out)
+    assert code == 0
+    assert f"wrote {out}" in text
+    page = out.read_text()
+    for word in ("mxfp6_e2m3/floor", "log2 of the magnitude", "int64, no float to be cast", "at least 25 dB"):
+        assert word in page
+    assert page.count("plotly.js v") == 1  # the script once
+    assert "<script src=" not in page  # no network
+
+
+def test_formats_error_takes_a_run_and_a_checkpoint_folder(iso, done):
+    step = sorted((done / "checkpoints").glob("step_*"))[-1]
+    run, saved = (one_object(iso("formats", "error", p, "--format", "mxfp4", "--json")[1]) for p in (done, step))
+    assert run["tensors"] == saved["tensors"]
+    assert any(row["name"] == "head.weight" for row in run["tensors"])

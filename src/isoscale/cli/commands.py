@@ -3,6 +3,7 @@
 from isoscale.cli.app import app
 from isoscale.cli.doctor import doctor
 from isoscale.cli.evaluate import evaluate
+from isoscale.cli.formats import app as formats_app
 from isoscale.cli.generate import generate
 from isoscale.cli.init import init
 from isoscale.cli.plan import plan
@@ -21,4 +22,5 @@ app.command("train", short_help="Train one model.")(train)
 app.command("eval", short_help="Evaluate a run's newest checkpoint.")(evaluate)
 app.command("generate", short_help="Sample text from a run.")(generate)
 app.command("report", short_help="Write one static HTML page about a folder.")(report)
+app.add_typer(formats_app, name="formats", short_help="Number formats: list, show, measure on a file.")
 app.command("doctor", short_help="Say what this machine can do.")(doctor)

@@ -7,11 +7,14 @@ import importlib.util
 import os
 import platform
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from isoscale.cli.common import AsJson, emit
+
+if TYPE_CHECKING:
+    import torch
 
 EXTRAS = {"plotly": "report", "tokenizers": "text", "datasets": "hub texts"}
 
@@ -35,6 +38,7 @@ def _facts() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "fp8 matmul": pick_backend("auto", device),
+        **_casts(device),
         "C++ compiler (torch.compile on a CPU)": shutil.which(os.environ.get("CXX", "g++")) or "none",
         "cache": str(cache),
         "cache writable": os.access(home, os.W_OK),
@@ -43,8 +47,25 @@ def _facts() -> dict[str, Any]:
     }
 
 
+def _casts(device: torch.device) -> dict[str, Any]:
+    """Who runs casts, and which low-precision matmuls the device has."""
+    from isoscale.kernels import cpu, triton_cast
+    from isoscale.numerics import capabilities
+
+    found = capabilities(device)
+    has = [kind for kind, reason in found.items() if not reason]
+    return {
+        "casts on a CPU": "C++ rows" if cpu.available() else f"torch reference: {cpu.why_not()}",
+        "casts on CUDA": ("Triton" if triton_cast.available() else "torch reference: no Triton")
+        + ("" if device.type == "cuda" else " (no CUDA device here)"),
+        "casts in compiled graphs": "Inductor, from the torch reference",
+        "scaled_mm": ", ".join(has) or "none",
+        **({f"no {kind}": reason for kind, reason in found.items() if reason} if has else {}),
+    }
+
+
 def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine can do: device, FP8 backend, compiler, optional packages.
+    """Say what this machine can do: device, casts, FP8 backend, compiler, optional packages.
 
     \b
     Examples:
