@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import logging
 import os
 import platform
 import statistics
@@ -221,6 +222,7 @@ def main() -> None:
     from isoscale.kernels import cpu
 
     torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)  # a peer that does not compile fills the screen; its first line is in the table
     print(f"{machine()}, torch {torch.__version__}, kernels: {cpu.why_not() or 'compiled'}, size {said.size}")
     print(f"{'call':28} {'who':30} {'dtype':6} {'ms':>9} {'clone':>7} {'ratio':>7}  goal")
     for dtype in said.dtypes:

@@ -96,6 +96,49 @@ def steps() -> list[dict[str, object]]:
     return rows
 
 
+def casts() -> list[dict[str, object]]:
+    """Casts by Triton kernels: GB/s of the bytes that must move, over that of a copy; torchao's MX cast beside it."""
+    from isoscale import formats
+    from isoscale.formats.cast import cast_of
+    from isoscale.kernels import triton_cast
+
+    rows: list[dict[str, object]] = []
+    for dtype in (torch.bfloat16, torch.float32):
+        x = torch.randn(8192, 8192, device="cuda").to(dtype)
+        full = x.numel() * x.element_size()
+        copy = 2 * full / ms(x.clone) / 1e6
+
+        def add(what: str, who: str, run: Callable[[], object], moved: float) -> None:
+            taken = ms(run)
+            speed = moved / taken / 1e6
+            row = {"part": "cast", "what": what, "who": who, "dtype": str(dtype), "ms": taken, "GB/s": speed}
+            rows.append({**row, "of a copy": speed / copy})
+
+        add("copy", "torch", x.clone, 2 * full)
+        for name in ("mxfp8_e4m3", "mxfp6_e3m2", "mxfp4", "nvfp4", "fp8_tensor_e4m3", "fp8_128x128_e4m3"):
+            fmt = formats.by_name(name)
+            codes = formats.encode(x, name)
+            small = x.numel() * fmt.bits_per_value() / 8 if isinstance(fmt, formats.BlockFormat) else x.numel()
+            add(f"fake {name}", "isoscale", lambda: formats.fake_cast(x, name), 2 * full)
+            add(f"encode {name}", "isoscale", lambda: formats.encode(x, name), full + small)
+            add(f"decode {name}", "isoscale", lambda: codes.decode(dtype), full + small)
+            if name.startswith("mx"):
+                spec = cast_of(x, fmt, -1, "nearest-even", None, values=False).spec
+                add(f"encode, axis 0, {name}", "isoscale", lambda: formats.encode(x, name, axis=0), full + small)
+                add(f"encode both ways {name}", "isoscale", lambda: triton_cast.encode_both(x, spec, (8192, 8192)), full + 2 * small)
+                noisy = {"rounding": "stochastic", "seed": 1}
+                add(f"encode stochastic {name}", "isoscale", lambda: formats.encode(x, name, **noisy), full + small)
+        small = x.numel() * 33 / 32
+        try:
+            from torchao.prototype.mx_formats.kernels import triton_to_mxfp8_dim0, triton_to_mxfp8_dim1
+
+            add("encode mxfp8_e4m3", "torchao Triton", lambda: triton_to_mxfp8_dim0(x), full + small)
+            add("encode, axis 0, mxfp8_e4m3", "torchao Triton", lambda: triton_to_mxfp8_dim1(x), full + small)
+        except Exception as error:  # not installed, or not for this GPU or dtype: say so and go on
+            rows.append({"part": "cast", "who": "torchao Triton", "dtype": str(dtype), "fails": str(error).splitlines()[:1]})
+    return rows
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
@@ -103,7 +146,7 @@ if __name__ == "__main__":
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device here: nothing to measure")
     print(torch.cuda.get_device_name(), "FP8 matmul:", has_scaled_mm(torch.device("cuda")))
-    for row in [*(matmuls() if has_scaled_mm(torch.device("cuda")) else []), *steps()]:
+    for row in [*(matmuls() if has_scaled_mm(torch.device("cuda")) else []), *casts(), *steps()]:
         print(row)
         if arguments.out:
             with arguments.out.open("a") as log:
