@@ -73,7 +73,7 @@ def test_values_are_the_finite_codes():
 
 
 def test_names():
-    assert set("e4m3 e5m2 e3m2 e2m3 e2m1 mxfp8_e4m3 mxfp8_e5m2 mxfp6_e3m2 mxfp6_e2m3 mxfp4 mxint8 nvfp4".split()) < set(
+    assert {"e4m3", "e5m2", "e3m2", "e2m3", "e2m1", "mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e3m2", "mxfp6_e2m3", "mxfp4", "mxint8", "nvfp4"} < set(
         formats.names()
     )
     assert formats.by_name("E4M3") is E4M3

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import torch
 from oracles import (  # noqa: F401
-    INF, ML, MX, NAN, RULES, adversarial, blocks_exponent, cast_blocks, cast_nvfp4, engine, exact_exponent, exact_round,
+    INF,
+    ML,
+    MX,
+    NAN,
+    RULES,
+    adversarial,
+    blocks_exponent,
+    cast_blocks,
+    cast_nvfp4,
+    engine,
+    exact_exponent,
+    exact_round,
     same,
 )
 
@@ -215,7 +226,7 @@ def test_a_user_s_own_formats(engine):  # noqa: F811
     x = torch.randn(10, 100, generator=torch.Generator().manual_seed(4))
     assert set(F.fake_cast(x, e2m2).unique().tolist()) <= set(e2m2.values().tolist())
     assert torch.equal(F.encode(x, fmt).decode(), F.fake_cast(x, fmt))
-    with pytest.raises(ConfigError, match="5 bits|4-, 6- and 8-bit"):
+    with pytest.raises(ConfigError, match="4-, 6- and 8-bit"):
         F.encode(x, e2m2)
 
 

@@ -76,17 +76,21 @@ def format_of(fmt: Format | str, scale_rule: str | None = None) -> Format:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _numbers(fmt: Format | str, scale_rule: str | None, dtype: torch.dtype) -> tuple[Any, ...]:
-    """All that depends on the format, as one flat tuple of plain values.
+def _words(fmt: Format | str, scale_rule: str | None, dtype: torch.dtype) -> str:
+    """All that depends on the format, as one line of words.
 
-    One call that the compiler folds, so that no property of a format becomes a symbol of the graph. Being registered
-    as a constant, a format is guarded by equality: another one recompiles.
+    One call that the compiler folds, so that no property of a format becomes a symbol of the graph, and words rather
+    than numbers, since with dynamic shapes numbers become symbols too. Being registered as a constant, a format is
+    guarded by equality: another one recompiles.
     """
     fmt = format_of(fmt, scale_rule)
-    is_element = isinstance(fmt, ElementFormat)
     element, block = (fmt, (1, 0)) if isinstance(fmt, ElementFormat) else (fmt.element, fmt.block)
-    unit = view_of((1, 1), -1, (1, 1))
-    return (is_element, str(fmt), *block, *grid_of(element, dtype), *spec_of(fmt, unit))
+    spec = spec_of(fmt, view_of((1, 1), -1, (1, 1)))
+    flags = (int(isinstance(fmt, ElementFormat)), int(spec.twos))
+    grid = grid_of(element, dtype)
+    numbers = (grid.top, grid.bound, grid.emin, grid.mantissa_bits, int(grid.minus_zero), int(grid.powers))
+    rest = (spec.bits, spec.bias, spec.emax, spec.scale, spec.rule)
+    return " ".join(str(part) for part in (str(fmt).replace(" ", "_"), *block, *flags, *numbers, *rest))
 
 
 def facts_of(x: Tensor, fmt: Format | str, scale_rule: str | None) -> Facts:
@@ -96,8 +100,13 @@ def facts_of(x: Tensor, fmt: Format | str, scale_rule: str | None) -> Facts:
         ConfigError: as `check_tensor` and `format_of`.
     """
     check_tensor(x)
-    found = _numbers(fmt, scale_rule, x.dtype)
-    return Facts(found[0], found[1], (found[2], found[3]), Grid(*found[4:10]), CastSpec(*found[10:]))
+    words = _words(fmt, scale_rule, x.dtype).split(" ")
+    name, across, along, is_element, twos, top, bound, emin, mantissa, minus_zero, powers, *rest = words
+    bits, bias, emax, scale, rule = rest
+    grid = Grid(float(top), float(bound), int(emin), int(mantissa), minus_zero == "1", powers == "1")
+    own = (int(bits), int(mantissa), int(bias), int(emin), int(emax), float(top))
+    found = CastSpec(*own, twos == "1", scale, rule, 1, 1)
+    return Facts(is_element == "1", name, (int(across), int(along)), grid, found)
 
 
 def cast_of(x: Tensor, facts: Facts, axis: int, rounding: str, noise: Noise | None, *, values: bool = True) -> Cast:

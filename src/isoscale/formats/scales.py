@@ -21,10 +21,6 @@ from torch import Tensor
 from isoscale.formats.grid import LAYOUT, Grid, power_of_two, round_to_grid
 from isoscale.kernels.spec import CastSpec
 
-E4M3_GRID = Grid(448.0, 448.0, -6, 3, True, False)
-FLOAT32_MAX = torch.finfo(torch.float32).max
-TINY = 2.0**-126
-
 
 class Scales(NamedTuple):
     """Scales of blocks, in the forms in which they are used.
@@ -85,12 +81,15 @@ def block_scales(words: Tensor, spec: CastSpec, tensor_amax: Tensor | None = Non
     if spec.scale == "e4m3":
         return _e4m3_scales(words.view(wide).to(torch.float32), special, spec, tensor_amax, wide)
     if spec.rule == "amax":
-        scale = _divide(words.view(wide).to(torch.float32), spec.max).clamp(min=TINY)
+        scale = _divide(words.view(wide).to(torch.float32), spec.max).clamp(min=2.0**-126)
     else:
         scale = power_of_two(scale_exponent(words, spec).clamp(-126, 127).to(torch.int32), torch.float32)
     scale = torch.where(zero | special, 1.0, scale)
     grow = torch.where(special, math.nan, scale)
     return Scales(grow, scale.reciprocal().to(wide), grow.to(wide), None)
+
+
+# Numbers stand in the functions, not as names beside them: with dynamic shapes the compiler makes inputs of those.
 
 
 def _divide(a: Tensor | float, b: Tensor | float) -> Tensor:
@@ -102,17 +101,18 @@ def _divide(a: Tensor | float, b: Tensor | float) -> Tensor:
 
 def tensor_scale(amax: Tensor, spec: CastSpec) -> tuple[Tensor, Tensor]:
     """Encoding and decoding scale of a tensor with E4M3 block scales (arXiv 2509.25149, appendix on NVFP4 scaling)."""
-    encode = torch.where(amax == 0, 1.0, _divide(spec.max * 448.0, amax).clamp(max=FLOAT32_MAX))
+    encode = torch.where(amax == 0, 1.0, _divide(spec.max * 448.0, amax).clamp(max=3.4028234663852886e38))
     return encode, encode.reciprocal()
 
 
 def _e4m3_scales(amax: Tensor, special: Tensor, spec: CastSpec, known: Tensor | None, wide: torch.dtype) -> Scales:
     whole = amax.amax() if known is None else known.to(torch.float32)
     encode, decode = tensor_scale(whole, spec)
-    rounded = round_to_grid((_divide(amax, spec.max) * encode).clamp(max=448.0), E4M3_GRID)
+    e4m3 = Grid(448.0, 448.0, -6, 3, True, False)
+    rounded = round_to_grid((_divide(amax, spec.max) * encode).clamp(max=448.0), e4m3)
     code = torch.where(special, 0x7F, e4m3_codes(rounded)).to(torch.uint8)
     grow = rounded * decode
-    shrink = torch.where(rounded == 0, 0.0, grow.reciprocal().clamp(max=FLOAT32_MAX))
+    shrink = torch.where(rounded == 0, 0.0, grow.reciprocal().clamp(max=3.4028234663852886e38))
     return Scales(code, shrink.to(wide), torch.where(special, math.nan, grow).to(wide), decode)
 
 

@@ -70,6 +70,11 @@ class BlockTensor(Tensor):
             parts["codes"], parts.get("scales"), parts.get("tensor_scale"), fmt, axis, size, dtype
         )  # fmt: skip
 
+    def _stable_hash_for_caching(self) -> str:
+        """What compiled code depends on, for torch's cache of compiled graphs."""
+        parts = [(tuple(p.shape), p.stride(), p.dtype) for p in (self.codes, self.scales) if p is not None]
+        return repr((type(self).__name__, self.format, self.axis, tuple(self.shape), self.dtype, self.device, parts))
+
     @property
     def element(self) -> ElementFormat:
         """Format of the elements."""
