@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -213,6 +215,15 @@ def test_every_layer_casts_each_operand_once() -> None:
     for path, casts in layers.items():
         assert len(casts) == 6, path
         assert set(casts.values()) == {1}, path
+
+
+def test_parameters_keep_names_and_copies_stay_equal() -> None:
+    model = decoder()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    twin = copy.deepcopy(convert(model, "nvfp4-bare"))
+    assert list(model.state_dict()) == list(before)
+    assert torch.equal(twin(IDS, IDS), model(IDS, IDS))
+    decoder().load_state_dict(model.state_dict())
 
 
 def test_logged_casts_of_blocks_name_their_axis() -> None:

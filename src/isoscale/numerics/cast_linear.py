@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +47,15 @@ class CastLinear(nn.Module):
         self.recorder: Recorder | None = None
         self.multiplier: float = getattr(inner, "multiplier", 1.0)
         self.scaling: str | None = getattr(inner, "scaling", None)
-        self.roles: Mapping[str, str] = getattr(inner, "roles", self._plain_roles)
+        self._roles = dict(getattr(inner, "roles", {"weight": "hidden", "bias": "bias"}))
         own = getattr(inner, "factors", None)
         self._factors = own
         self.kind = type(inner).__name__
 
-    _plain_roles: ClassVar[Mapping[str, str]] = {"weight": "hidden", "bias": "bias"}
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """Role of each parameter, as in the layer it stands in for."""
+        return self._roles
 
     def _note(self, operand: str, fmt: str, x: Tensor, axis: int) -> None:
         self.casts[operand] += 1
