@@ -54,15 +54,17 @@ def trained() -> dict[str, list[Tensor]]:
     optimizer = torch.optim.AdamW(plan.param_groups(model))
     batches = eval_batches(load_corpus("builtin:austen+web", seq_len=128).train, 128, 8, STEPS + 1)
     kept: dict[str, list[Tensor]] = {"weight": [], "input": [], "grad": []}
+
+    def record(_module: object, args: tuple[Tensor, ...], out: Tensor) -> None:
+        kept["input"].append(args[0].detach().flatten(0, -2))
+        out.register_hook(lambda grad: kept["grad"].append(grad.flatten(0, -2)))
+
     for step, (ids, targets) in enumerate(batches):
         hooks = []
         if step == STEPS:
-            for module in model.modules():
-                if isinstance(module, iso.nn.Linear):
-                    kept["weight"].append(module.weight.detach().clone())
-                    hooks.append(module.register_forward_hook(
-                        lambda _m, args, out: (kept["input"].append(args[0].detach().flatten(0, -2)),
-                                               out.register_hook(lambda g: kept["grad"].append(g.flatten(0, -2)))) and None))  # fmt: skip
+            linears = [module for module in model.modules() if isinstance(module, iso.nn.Linear)]
+            kept["weight"] = [module.weight.detach().clone() for module in linears]
+            hooks = [module.register_forward_hook(record) for module in linears]
         loss = model(torch.as_tensor(ids).long(), torch.as_tensor(targets).long())
         optimizer.zero_grad()
         loss.backward()

@@ -8,6 +8,7 @@ What is lost: the sign and payload of a NaN are not promised.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -100,7 +101,19 @@ def facts_of(x: Tensor, fmt: Format | str, scale_rule: str | None) -> Facts:
         ConfigError: as `check_tensor` and `format_of`.
     """
     check_tensor(x)
-    words = _words(fmt, scale_rule, x.dtype).split(" ")
+    if torch.compiler.is_compiling():
+        return _facts(_words(fmt, scale_rule, x.dtype))
+    return _kept_facts(fmt, scale_rule, x.dtype)
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept_facts(fmt: Format | str, scale_rule: str | None, dtype: torch.dtype) -> Facts:
+    """Eager mode asks again with every call."""
+    return _facts(_words(fmt, scale_rule, dtype))
+
+
+def _facts(line: str) -> Facts:
+    words = line.split(" ")
     name, across, along, is_element, twos, top, bound, emin, mantissa, minus_zero, powers, *rest = words
     bits, bias, emax, scale, rule = rest
     grid = Grid(float(top), float(bound), int(emin), int(mantissa), minus_zero == "1", powers == "1")
@@ -164,6 +177,12 @@ class _StraightThroughForward(_StraightThrough):
         return (tangent.view_as(tangent) if kept is None else tangent * kept), None
 
 
+def _no_derivative(x: Tensor) -> bool:
+    """Whether nobody will ask for one: a call of an autograd function costs more than the cast of a small tensor."""
+    wanted = x.requires_grad and torch.is_grad_enabled()
+    return dispatch.is_plain(x) and not wanted and torch.autograd.forward_ad._current_level < 0
+
+
 def amax_tensor(tensor_amax: Tensor | float | None, facts: Facts, x: Tensor) -> Tensor | None:
     """The known largest magnitude of the tensor as a 0-d float32 tensor."""
     if tensor_amax is None:
@@ -218,6 +237,8 @@ def fake_cast(
     known = amax_tensor(tensor_amax, facts, x)
     if x.numel() == 0:
         return x.clone()
+    if clip_gradient == "pass" and not torch.compiler.is_compiling() and _no_derivative(x):
+        return dispatch.cast_values(x, cast, known)
     rule = _StraightThrough if torch.compiler.is_compiling() else _StraightThroughForward
     result: Tensor = rule.apply(x, known, cast, clip_gradient == "zero")[0]  # type: ignore[no-untyped-call]
     return result

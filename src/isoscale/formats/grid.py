@@ -54,9 +54,9 @@ def grid_of(fmt: ElementFormat, dtype: torch.dtype) -> Grid:
 
 
 def _whole(t: Tensor, rounding: str, random: Tensor | None, bits: int) -> Tensor:
-    """t to an integer; `random` is in [0, 2^bits)."""
+    """t to an integer, perhaps in its own memory; `random` is in [0, 2^bits)."""
     if rounding == "nearest-even":
-        return torch.round(t)
+        return t.round_()
     if rounding == "up":
         return torch.ceil(t)
     if rounding == "down":
@@ -90,10 +90,9 @@ def round_to_grid(
     m = grid.mantissa_bits
     v = v.clamp(-grid.bound, grid.bound)
     if grid.emin - m > -bias:  # the spacing is a normal number of the wide type
-        exponent = (v.view(word) & (2 * bias + 1 << field)).clamp(min=grid.emin + bias << field)
-        spacing = exponent - (m << field)
-        whole = _whole(v * ((2 * bias << field) - spacing).view(wide), rounding, random, bits)
-        v = whole * spacing.view(wide)
+        spacing = (v.view(word) & (2 * bias + 1 << field)).clamp(min=grid.emin + bias << field).sub_(m << field)
+        whole = _whole(v.mul_(((2 * bias << field) - spacing).view(wide)), rounding, random, bits)
+        v = whole.mul_(spacing.view(wide))  # in place: in eager mode the pieces of a tensor stay in the cache
     elif m < field:  # same exponent range as the input (fp32 to bf16): round the word itself
         cut = field - m
         words = v.view(word)
