@@ -143,6 +143,19 @@ def test_use_as_a_weight(engine):  # noqa: F811
     assert torch.equal(torch.addmm(torch.ones(64), x, weight.t()), torch.addmm(torch.ones(64), x, plain.t()))
 
 
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp6_e3m2", "nvfp4", "e4m3", "fp8_tensor_e4m3", "mxfp8_e4m3/16x16"])
+def test_both_ways(name, engine):  # noqa: F811
+    x = sample(40, 70)
+    rows, columns = F.encode_both(x, name)
+    assert torch.equal(rows.decode(), F.fake_cast(x, name, axis=1))
+    assert torch.equal(columns.decode(), F.fake_cast(x, name, axis=0))
+    assert (rows.axis, columns.axis) == (1, 0)
+    random = F.encode_both(x, name, rounding="stochastic", seed=3)
+    assert torch.equal(random[1].decode(), F.fake_cast(x, name, axis=0, rounding="stochastic", seed=3))
+    with pytest.raises(ConfigError, match="only a matrix"):
+        F.encode_both(sample(2, 3, 4), name)
+
+
 def test_copies_and_moves():
     found = F.encode(sample(4, 64), "nvfp4")
     for other in (found.clone(), found.detach(), copy.deepcopy(found), found.cpu(), found.to("cpu")):

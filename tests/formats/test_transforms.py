@@ -6,7 +6,7 @@ from oracles import engine  # noqa: F401
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from isoscale import formats as F
-from isoscale.formats import cast, dispatch
+from isoscale.formats import cast, dispatch, ops
 
 NAMES = ["mxfp8_e4m3", "mxfp6_e3m2/rceil", "mxfp4/even", "mxint8", "nvfp4", "fp8_tensor_e4m3", "fp8_128x128_e5m2", "e2m3"]
 
@@ -104,22 +104,13 @@ def test_who_computes():
     assert chosen(torch.empty(4, 32, device="meta"), "mxfp4") == "torch"
 
 
-def test_the_custom_operator_is_well_formed():
+def test_the_operators_are_well_formed():
     if dispatch.kernel_for("cpu") == "torch":
         pytest.skip("no compiler here")
-    x = sample(4, 64)
-    facts = cast.facts_of(x, "mxfp4", None)
-    found = cast.cast_of(x, facts, -1, "nearest-even", None)
-    arguments = []
-    original = dispatch._cast_values_op
-
-    def spy(*args):
-        arguments.append(args)
-        return original(*args)
-
-    dispatch._cast_values_op, kept = spy, original
-    try:
-        dispatch._traced(x, found, None, "cpp")
-    finally:
-        dispatch._cast_values_op = kept
-    torch.library.opcheck(original, arguments[0])
+    x = sample(4, 70)
+    for name in ("mxfp6_e3m2", "nvfp4", "e2m1"):
+        for axis in (0, 1):
+            given = cast.cast_of(x, cast.facts_of(x, name, None), axis, "nearest-even", None, values=False)
+            arguments = dispatch.operands(x, given, None, "cpp")
+            torch.library.opcheck(ops.cast_values, arguments)
+            torch.library.opcheck(ops.encode, (*arguments, -1))

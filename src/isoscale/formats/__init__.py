@@ -24,7 +24,7 @@ from isoscale.formats.element import (
 from isoscale.formats.error import CastError, error
 from isoscale.formats.files import load_tensors, save_tensors
 from isoscale.formats.rounding import ROUNDINGS, Stochastic
-from isoscale.formats.tensor import BlockTensor, encode
+from isoscale.formats.tensor import BlockTensor, encode, encode_both
 
 __all__ = [
     "BF16",
@@ -56,6 +56,7 @@ __all__ = [
     "cast_stats",
     "element_by_name",
     "encode",
+    "encode_both",
     "error",
     "fake_cast",
     "load_tensors",

@@ -35,7 +35,7 @@ def to_codes(values: Tensor, fmt: ElementFormat) -> Tensor:
     if fmt.layout == "scale":
         codes = torch.where(values < 2.0**-126, 0, (words >> field) - bias + fmt.bias)
         return torch.where(values.isnan(), 255, codes).to(torch.int32)
-    nan = fmt.nan_codes[0][-1] if fmt.nan_codes[0] else (fmt.nan_codes[1][0] if fmt.has_nan else 0)
+    nan = fmt.nan_code or 0
     if fmt.layout == "twos":
         codes = (torch.nan_to_num(values) * 2.0**m).to(torch.int32) & (fmt.code_count - 1)
         return torch.where(values.isnan(), nan, codes)

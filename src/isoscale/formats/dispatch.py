@@ -1,8 +1,9 @@
 """Who computes a cast: a kernel where one reaches, else the reference. The bits are the same.
 
-Compiled code calls the kernels through one custom operator, `isoscale::cast_values`, which the compiler does not look
-into. Under vmap, forward-mode and other transforms, on fake tensors, and for what no kernel covers (float64, formats
-wider than 8 bits, FNUZ, pieces that do not lie side by side under stochastic rounding) the reference computes.
+Compiled code calls the kernels through the operators of `ops`, which the compiler does not look into (on a GPU it would
+contract products and sums, and divide less exactly). Under vmap, forward mode and other transforms, on fake tensors,
+and for what no kernel covers (float64, formats wider than 8 bits, FNUZ, pieces that do not lie side by side under
+stochastic rounding) the reference computes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from isoscale.formats import reference
+from isoscale.formats import ops, reference
 from isoscale.formats.codes import GROUP, from_codes, pack, to_codes, unpack
 from isoscale.formats.element import ElementFormat
 from isoscale.formats.layout import from_blocks, to_blocks
@@ -24,7 +25,6 @@ from isoscale.kernels.spec import CastSpec
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PLAIN = (Tensor, torch.nn.Parameter)
-_KERNELS = {"cpp": cpu, "triton": triton_cast}
 
 
 class Encoded(NamedTuple):
@@ -85,52 +85,17 @@ def _settings(x: Tensor, cast: Cast, tensor_amax: Tensor | None) -> dict[str, An
     }
 
 
-@torch.library.custom_op("isoscale::cast_values", mutates_args=())
-def _cast_values_op(
-    x: Tensor, spec: list[int], top: float, names: str, shape: list[int], strided: bool, random_bits: int,
-    offset: int, keys: Tensor | None, tensor_amax: Tensor | None,
-) -> Tensor:  # fmt: skip
-    bits, mantissa, bias, emin, emax, twos, rows, cols = spec
-    scale, rule, rounding, kernel = names.split()
-    found = CastSpec(bits, mantissa, bias, emin, emax, top, bool(twos), scale, rule, rows, cols)
-    y: Tensor = _KERNELS[kernel].fake_cast(
-        x.contiguous(), found, tuple(shape), strided, rounding=rounding, random_bits=random_bits, offset=offset,
-        keys=None if keys is None else tuple(keys.tolist()),
-        tensor_amax=None if tensor_amax is None else float(tensor_amax),
-    )  # fmt: skip
-    return y
-
-
-@_cast_values_op.register_fake
-def _cast_values_fake(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-@_cast_values_op.register_vmap
-def _cast_values_vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *rest: Any) -> tuple[Tensor, int]:
-    amax, amax_dim = rest[-1], in_dims[-1]
-    parts = [
-        _cast_values_op(
-            x.select(in_dims[0], at) if in_dims[0] is not None else x, *rest[:-1],
-            amax if amax_dim is None else amax.select(amax_dim, at),
-        )
-        for at in range(info.batch_size)
-    ]  # fmt: skip
-    return torch.stack(parts), 0
-
-
-def _traced(x: Tensor, cast: Cast, tensor_amax: Tensor | None, kernel: str) -> Tensor:
+def operands(x: Tensor, cast: Cast, tensor_amax: Tensor | None, kernel: str) -> tuple[Any, ...]:
+    """What both operators take first."""
     spec, noise, keys = cast.spec, cast.noise, None
     if noise is not None:
         keys = torch.stack([torch.as_tensor(key, dtype=torch.int64, device="cpu") for key in noise.key])
     numbers = [spec.bits, spec.mantissa_bits, spec.bias, spec.emin, spec.emax, int(spec.twos), spec.rows, spec.cols]
     names = f"{spec.scale} {spec.rule} {cast.rounding} {kernel}"
     offset = (noise.offset(tuple(x.shape)) or 0) if noise else 0
-    y: Tensor = _cast_values_op(
-        x, numbers, spec.max, names, list(cast.view.shape), cast.view.strided, noise.bits if noise else 23, offset,
-        keys, tensor_amax,
-    )  # fmt: skip
-    return y
+    bits = noise.bits if noise else 23
+    where = (list(cast.view.shape), cast.view.strided)
+    return _dense(x, cast), numbers, spec.max, names, *where, bits, offset, keys, tensor_amax
 
 
 def cast_values(x: Tensor, cast: Cast, tensor_amax: Tensor | None) -> Tensor:
@@ -141,12 +106,11 @@ def cast_values(x: Tensor, cast: Cast, tensor_amax: Tensor | None) -> Tensor:
         if compiling or not is_plain(x) or x.device.type != "cpu":
             return reference.cast_values(x, cast, tensor_amax)
         return reference.cast_values_in_pieces(x, cast, tensor_amax)
-    dense = _dense(x, cast)
     if compiling:
-        y = _traced(dense, cast, tensor_amax, chosen)
+        y: Tensor = ops.cast_values(*operands(x, cast, tensor_amax, chosen))
     else:
         settings = _settings(x, cast, tensor_amax)
-        y = _KERNELS[chosen].fake_cast(dense, cast.spec, cast.view.shape, cast.view.strided, **settings)
+        y = ops.KERNELS[chosen].fake_cast(_dense(x, cast), cast.spec, cast.view.shape, cast.view.strided, **settings)
     return y.movedim(-1, cast.view.axis) if cast.view.moved else y.view(x.shape)
 
 
@@ -156,19 +120,20 @@ def encode(x: Tensor, cast: Cast, element: ElementFormat, tensor_amax: Tensor | 
     Returns:
         codes uint8 [L, R, bytes], scales [L, Rb, K] (None for an element format), 0-d tensor scale (E4M3 scales only).
     """
-    chosen = "torch" if torch.compiler.is_compiling() else engine(x, cast)
+    chosen = engine(x, cast)
     if chosen == "torch":
         rounded = reference.cast_codes(x, cast, tensor_amax)
         codes = pack(to_codes(rounded.values, element), element.bits)
         scales = rounded.scales
         return Encoded(codes, scales.stored if scales else None, scales.tensor if scales else None)
-    nan = [code for codes in element.nan_codes for code in codes]
+    nan_code = -1 if element.nan_code is None else element.nan_code
+    if torch.compiler.is_compiling():
+        parts = ops.encode(*operands(x, cast, tensor_amax, chosen), nan_code)
+        has = (cast.spec.scale != "none", cast.spec.scale == "e4m3")
+        return Encoded(parts[0], parts[1] if has[0] else None, parts[2] if has[1] else None)
     settings = _settings(x, cast, tensor_amax)
-    parts = _KERNELS[chosen].encode(
-        _dense(x, cast), cast.spec, cast.view.shape, cast.view.strided, **settings,
-        nan_code=element.nan_codes[0][-1] if element.nan_codes[0] else (nan[0] if nan else -1),
-    )  # fmt: skip
-    return Encoded(*parts)
+    where = (cast.spec, cast.view.shape, cast.view.strided)
+    return Encoded(*ops.KERNELS[chosen].encode(_dense(x, cast), *where, **settings, nan_code=nan_code))
 
 
 def decode(
@@ -181,7 +146,7 @@ def decode(
         chosen = kernel_for(codes.device.type)
         if chosen == "cpp" or (chosen == "triton" and triton_cast.covers(spec, False)):
             dense = (codes.contiguous(), None if scales is None else scales.contiguous(), tensor)
-            values: Tensor = _KERNELS[chosen].decode(*dense, spec, shape, dtype, element.specials)
+            values: Tensor = ops.KERNELS[chosen].decode(*dense, spec, shape, dtype, element.specials)
             return values
     width = shape[2] if spec.scale == "none" else -(-shape[2] // spec.cols) * spec.cols
     out = from_codes(unpack(codes, element.bits, width), element)
@@ -191,3 +156,23 @@ def decode(
     return out[..., : shape[2]].to(dtype)
 
 
+
+
+def encode_both(x: Tensor, cast: Cast, element: ElementFormat) -> tuple[Encoded, Encoded] | None:
+    """Along the rows and along the columns of a matrix [R, n] from one read; None where no kernel does that.
+
+    Args:
+        x: 2-D.
+        cast: along its last axis.
+        element: format of the elements.
+    """
+    spec = cast.spec
+    blocks = spec.rows == 1 and spec.cols in (4, 8, 16, 32, 64) and spec.scale != "none"
+    if torch.compiler.is_compiling() or not blocks or engine(x, cast) != "triton":
+        return None
+    settings = _settings(x, cast, None)
+    del settings["tensor_amax"]
+    nan_code = -1 if element.nan_code is None else element.nan_code
+    shape = (x.shape[0], x.shape[1])
+    rows, columns = triton_cast.encode_both(x.contiguous(), spec, shape, **settings, nan_code=nan_code)
+    return Encoded(*rows), Encoded(*columns)

@@ -110,6 +110,12 @@ class ElementFormat:
         return range(first, top), range(0) if self.layout == "scale" else range(top + first, 2 * top)
 
     @property
+    def nan_code(self) -> int | None:
+        """The code that NaN is written as, None where there is none."""
+        positive, negative = self.nan_codes
+        return positive[-1] if positive else negative[0] if negative else None
+
+    @property
     def max(self) -> float:
         """The largest finite value."""
         return self.value(self._max_code)
