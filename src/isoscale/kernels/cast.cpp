@@ -123,8 +123,11 @@ static void row_part(const Job& j, Room& s, const typename T::word* x, void* out
     b = most<i64>(0, least(count, c.n / cols - b0));
     const word* from = x + b0 * cols;
     if (j.op == FAKE) {
-      if (cols == 32) fake_blocks<T, 32>(j.g, from, y + b0 * cols, b, s.r, s.d);
-      else fake_blocks<T, 16>(j.g, from, y + b0 * cols, b, s.r, s.d);
+      bool power = c.scale == E8M0 && c.m < 8;
+      if (cols == 32 && power) fake_blocks<T, 32, true>(j.g, from, y + b0 * cols, b, s.r, s.d);
+      else if (cols == 32) fake_blocks<T, 32, false>(j.g, from, y + b0 * cols, b, s.r, s.d);
+      else if (power) fake_blocks<T, 16, true>(j.g, from, y + b0 * cols, b, s.r, s.d);
+      else fake_blocks<T, 16, false>(j.g, from, y + b0 * cols, b, s.r, s.d);
     } else {
       if (cols == 32) code_blocks<T, 32>(j.g, from, s.codes, b, s.r);
       else code_blocks<T, 16>(j.g, from, s.codes, b, s.r);

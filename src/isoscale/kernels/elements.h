@@ -51,12 +51,14 @@ struct F32 {
   static const u32 rest = 0x7fffffffu, nan = NAN_BITS, inf = INF;
   static INLINE u32 wide(u32 w) { return w; }
   static INLINE u32 narrow(u32 u) { return u; }
+  static INLINE u32 cut(u32 u) { return u; }  // narrow what the type holds exactly
 };
 struct BF16 {
   typedef u16 word;
   static const u16 rest = 0x7fff, nan = 0x7fc0, inf = 0x7f80;
   static INLINE u32 wide(u16 w) { return (u32)w << 16; }
   static INLINE u16 narrow(u32 u) { return (u16)((u + 0x7fffu + ((u >> 16) & 1)) >> 16); }
+  static INLINE u16 cut(u32 u) { return (u16)(u >> 16); }
 };
 // ---- scales: from the bits of amax, many blocks at a time
 
@@ -120,11 +122,13 @@ static bool scale_blocks(const Cast& c, float s_enc, float s_dec, const u32* FAS
 
 struct Grid {
   i32 max, emin, to_magic, to_spacing, shift, code_off;
+  i32 low, high;  // scales 2^e, as exponent fields, under which no step in the input's own range leaves the normal numbers
   u32 flip, sign, mask;
   float zero;  // -0 keeps a -0, +0 (two's complement) does not
   explicit Grid(const Cast& c) {
     max = (i32)bits_of(c.max), emin = (c.emin + 127) << 23, to_magic = (23 - c.m) << 23, to_spacing = c.m << 23;
     shift = 23 - c.m, code_off = (128 - c.bias) << c.m, zero = c.twos ? 0.f : -0.f;
+    low = 1 - c.emin + c.m, high = 231 - c.emax + c.m;
     mask = (1u << c.bits) - 1, sign = c.twos ? 0 : 1u << (c.bits - 1), flip = c.twos ? ~0u : 0;
   }
 };
@@ -180,13 +184,25 @@ static NOINLINE void code_line(Grid g, const typename T::word* FAST x, u8* FAST 
   float r0 = *r;
   for (i64 j = 0; j < n; j++) y[j] = code_one<FREE>(g, T::wide(x[j]), EACH ? r[j] : r0, FREE ? threshold[j] : 0.f);
 }
-// Whole blocks of N, nearest-even.
-template <class T, int N>
+// Whole blocks of N, nearest-even. With a scale 2^e (POWER) the grid is moved to the input, and not the input to the
+// grid and back: two products less, all exact either way, and the result needs no rounding to the input's type.
+template <class T, int N, bool POWER>
 static NOINLINE void fake_blocks(Grid g, const typename T::word* FAST x, typename T::word* FAST y, i64 blocks,
                                  const float* FAST r, const float* FAST d) {
   for (i64 b = 0; b < blocks; b++, x += N, y += N) {
     float r0 = r[b], d0 = d[b];
-    for (int j = 0; j < N; j++) y[j] = T::narrow(fake_one<false>(g, T::wide(x[j]), r0, d0, 0.f));
+    i32 field = (i32)(bits_of(d0) >> 23);
+    if (POWER && field >= g.low && field <= g.high) {
+      i32 top = g.max + ((field - 127) << 23), emin = g.emin + ((field - 127) << 23);
+      for (int j = 0; j < N; j++) {
+        u32 v = T::wide(x[j]);
+        i32 a = least((i32)(v & 0x7fffffffu), top), e = most((i32)((u32)a & INF), emin);
+        float magic = number((u32)(e + g.to_magic)), q = (number((u32)a) + magic) - magic;
+        y[j] = T::cut(bits_of(number(bits_of(q) | (v & 0x80000000u)) + g.zero));
+      }
+    } else {
+      for (int j = 0; j < N; j++) y[j] = T::narrow(fake_one<false>(g, T::wide(x[j]), r0, d0, 0.f));
+    }
   }
 }
 template <class T, int N>
