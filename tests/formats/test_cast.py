@@ -3,10 +3,13 @@
 import gfloat
 import ml_dtypes
 import numpy as np
+import oracles
 import pytest
 import torch
 from gfloat.formats import format_info_bfloat16, format_info_binary16, format_info_ocp_e4m3, format_info_ocp_e5m2
+from oracles import engine  # noqa: F401
 
+from isoscale import formats
 from isoscale._base.errors import ConfigError
 from isoscale.formats import BF16, E4M3, E5M2, FP16, FP32, ElementFormat, cast_stats, fake_cast, saturating_cast
 
@@ -72,6 +75,27 @@ def test_all_16_bit_inputs(fmt, dtype):
     wide = x.double().numpy()
     same(fake_cast(x, fmt).double(), by_gfloat(wide, fmt))
     same(fake_cast(x, fmt).double(), by_ml_dtypes(x.float().numpy(), fmt))
+
+
+SMALL = [fmt for fmt in formats.ELEMENTS if fmt.bits <= 8 and fmt.layout != "scale"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fmt", SMALL, ids=str)
+def test_all_16_bit_inputs_by_table_search(fmt, dtype, engine):  # noqa: F811
+    x = all_words(dtype)
+    number = ~x.isnan()
+    same(fake_cast(x, fmt)[number].double(), oracles.round_elements(x[number].double().numpy(), fmt))
+    assert fake_cast(x, fmt)[~number].isnan().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fmt", SMALL, ids=str)
+def test_ten_million_fp32_inputs_by_table_search(fmt, engine):  # noqa: F811
+    x = fp32_inputs(fmt, 5_000_000)  # and as many negatives
+    number = ~np.isnan(x)
+    assert number.sum() > 9_900_000
+    same(fake_cast(torch.from_numpy(x[number]), fmt), oracles.round_elements(x[number].astype(np.float64), fmt))
 
 
 @EIGHT

@@ -49,6 +49,7 @@ def _facts() -> dict[str, Any]:
 
 def _casts(device: torch.device) -> dict[str, Any]:
     """Who runs casts, and which low-precision matmuls the device has."""
+    from isoscale.formats.dispatch import kernel_for
     from isoscale.kernels import cpu, triton_cast
     from isoscale.numerics import capabilities
 
@@ -58,7 +59,9 @@ def _casts(device: torch.device) -> dict[str, Any]:
         "casts on a CPU": "C++ rows" if cpu.available() else f"torch reference: {cpu.why_not()}",
         "casts on CUDA": ("Triton" if triton_cast.available() else "torch reference: no Triton")
         + ("" if device.type == "cuda" else " (no CUDA device here)"),
-        "casts in compiled graphs": "Inductor, from the torch reference",
+        "casts in compiled graphs": {
+            "cpp": "C++ rows, as an operator", "triton": "Triton, as an operator", "torch": "Inductor, from the reference",
+        }[kernel_for(device.type)],
         "scaled_mm": ", ".join(has) or "none",
         **({f"no {kind}": reason for kind, reason in found.items() if reason} if has else {}),
     }

@@ -29,8 +29,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from isoscale.formats import BlockFormat, ElementFormat, Format, dispatch, fake_cast
-from isoscale.formats.cast import Facts, cast_of, facts_of
+from isoscale.formats import BlockFormat, ElementFormat, Format, fake_cast
 from isoscale.formats.recipes import LayerFormats
 from isoscale.nn.gemm import scaled_mm
 from isoscale.nn.scale import call
@@ -57,19 +56,6 @@ def holds(fmt: Format | None, dtype: torch.dtype) -> bool:
 def same_along_both_axes(fmt: Format | None) -> bool:
     """Whether casts of a matrix along its two axes give the same values."""
     return not isinstance(fmt, BlockFormat) or fmt.block[0] == fmt.block[1]
-
-
-_FACTS: dict[tuple[Format, torch.dtype], Facts] = {}
-
-
-def cast_values(x: Tensor, fmt: Format, axis: int) -> Tensor:
-    """`fake_cast(x, fmt, axis=axis)`; without its cost per call where no derivative of the cast is asked for."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not x.numel() or not dispatch.is_plain(x):
-        return fake_cast(x, fmt, axis=axis)
-    facts = _FACTS.get((fmt, x.dtype))
-    if facts is None:
-        facts = _FACTS[fmt, x.dtype] = facts_of(x, fmt, None)
-    return dispatch.cast_values(x, cast_of(x, facts, axis, "nearest-even", None), None)
 
 
 class Engine:
@@ -117,7 +103,7 @@ class Engine:
         if not holds(fmt, x.dtype):
             x = x.float()
         if not (isinstance(fmt, ElementFormat) and fmt.name == "bf16" and x.dtype == torch.bfloat16):
-            x = cast_values(x, fmt, axis)
+            x = fake_cast(x, fmt, axis=axis)
         return x if axis == -1 else x.mT
 
     def product(
