@@ -60,7 +60,9 @@ def _casts(device: torch.device) -> dict[str, Any]:
         "casts on CUDA": ("Triton" if triton_cast.available() else "torch reference: no Triton")
         + ("" if device.type == "cuda" else " (no CUDA device here)"),
         "casts in compiled graphs": {
-            "cpp": "C++ rows, as an operator", "triton": "Triton, as an operator", "torch": "Inductor, from the reference",
+            "cpp": "C++ rows, as an operator",
+            "triton": "Triton, as an operator",
+            "torch": "Inductor, from the torch reference",
         }[kernel_for(device.type)],
         "scaled_mm": ", ".join(has) or "none",
         **({f"no {kind}": reason for kind, reason in found.items() if reason} if has else {}),

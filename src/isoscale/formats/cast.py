@@ -22,6 +22,7 @@ from isoscale.formats.grid import MANTISSA, Grid, grid_of
 from isoscale.formats.layout import axis_of, spec_of, view_of
 from isoscale.formats.reference import Cast
 from isoscale.formats.rounding import Noise, Stochastic, resolve
+from isoscale.formats.tracing import compile_time_constant
 from isoscale.kernels.spec import CastSpec
 
 torch.utils._pytree.register_constant(ElementFormat)
@@ -76,7 +77,7 @@ def format_of(fmt: Format | str, scale_rule: str | None = None) -> Format:
     return fmt.with_(scale_rule=scale_rule)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@compile_time_constant
 def _words(fmt: Format | str, scale_rule: str | None, dtype: torch.dtype) -> str:
     """All that depends on the format, as one line of words.
 

@@ -20,6 +20,7 @@ from isoscale.formats.element import ElementFormat
 from isoscale.formats.layout import from_blocks, to_blocks
 from isoscale.formats.reference import Cast
 from isoscale.formats.scales import stored_to_factor
+from isoscale.formats.tracing import compile_time_constant
 from isoscale.kernels import cpu, triton_cast
 from isoscale.kernels.spec import CastSpec
 
@@ -46,7 +47,7 @@ def is_plain(x: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@compile_time_constant
 def kernel_for(device: str) -> str:
     """`cpp`, `triton` or `torch`: who casts on a device type here."""
     if device == "cpu" and cpu.available():
