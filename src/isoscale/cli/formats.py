@@ -227,6 +227,8 @@ def _advice(advice: Advice) -> str:
     found = advice.format or "no format is good enough"
     if advice.special or not advice.histogram:
         found = f"{advice.special} inf or NaN: no advice" if advice.special else "all zero: nothing to lose"
+    if not advice.histogram and not advice.special:
+        return f"{advice.name}  {shape} {advice.dtype}: {found}"
     rows = [["  " + loss.format, f"{loss.bits:.4g}", f"{loss.sqnr_db:.1f}", f"{loss.clipped:.2%}",
              f"{loss.flushed:.2%}",
              "<- recommended" if loss.format == advice.format else ""] for loss in advice.losses]  # fmt: skip
