@@ -108,3 +108,25 @@ def test_gradients_stay_with_fake_cast():
     x = torch.ones(32, requires_grad=True)
     assert not F.encode(x, "mxfp4").requires_grad
     assert F.fake_cast(x, "mxfp4").requires_grad
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "fp8_row_e4m3", "fp8_tensor_e5m2", "fp8_128x128_e4m3", "mxfp4", "mxfp8_e4m3"])
+def test_float64_decodes_to_what_fake_cast_gives_and_saturates(name):
+    x = torch.randn(40, 70, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.equal(F.encode(x, name).decode(), F.fake_cast(x, name))
+    huge = F.fake_cast(torch.full((32,), 1e300, dtype=torch.float64), name)
+    assert huge.isfinite().all() or name.startswith("fp8_")  # the largest float32 may round to inf there
+    assert not huge.isnan().any()
+
+
+def test_encoded_and_meta_tensors_are_named():
+    found = F.encode(torch.ones(4, 32), "mxfp4")
+    for act in (F.fake_cast, F.encode, F.error):
+        with pytest.raises(ConfigError, match="encoded already"):
+            act(found, "mxfp4")
+    with pytest.raises(ConfigError, match="no values"):
+        F.error(torch.ones(4, 32, device="meta"), "mxfp4")
+    with pytest.raises(ConfigError, match="no such format"):
+        F.fake_cast(torch.ones(4), 42)
+    with pytest.raises(ConfigError, match="no such block"):
+        F.BlockFormat("mine", F.E2M1, 32)

@@ -37,7 +37,7 @@ def test_any_reader_can_open_it(tmp_path):
 
 def test_what_cannot_be_saved_or_read(tmp_path):
     mine = F.BlockFormat("mine", F.E2M1, (1, 8))
-    with pytest.raises(ConfigError, match="no such format"):
+    with pytest.raises(ConfigError, match="own formats are saved"):
         F.save_tensors(tmp_path / "a", {"w": F.encode(torch.ones(8), mine)})
     with pytest.raises(ConfigError, match="two tensors of one name"):
         F.save_tensors(tmp_path / "a", {"w.codes": torch.ones(1), "w": F.encode(torch.ones(8), "mxfp4")})
@@ -47,3 +47,12 @@ def test_what_cannot_be_saved_or_read(tmp_path):
     (tmp_path / "torn").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     with pytest.raises(ConfigError, match="cannot read"):
         F.load_tensors(tmp_path / "torn")
+
+
+def test_views_of_one_tensor_are_saved_apart(tmp_path):
+    w = F.encode(torch.randn(64, 64), "mxfp4")
+    F.save_tensors(tmp_path / "w", {"a": w, "b": w.t()})
+    back = F.load_tensors(tmp_path / "w")
+    assert torch.equal(back["b"].decode(), back["a"].decode().t())
+    with pytest.raises(ConfigError, match="only tensors"):
+        F.save_tensors(tmp_path / "w", {"a": 3})

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import isoscale as iso
-from isoscale._base.errors import ConfigError, PlanError
-from isoscale.formats.recipes import RECIPES, everywhere
+from isoscale._base.errors import ConfigError, IsoscaleError, PlanError
+from isoscale.formats.recipes import RECIPES, LayerFormats, Recipe, everywhere
 from isoscale.models import Decoder, DecoderConfig
-from isoscale.numerics import CastLinear, cast_stats, convert, summary
+from isoscale.numerics import CastLinear, Linear, cast_stats, convert, summary
 from isoscale.numerics.engine import Engine
 
 
@@ -285,3 +285,17 @@ def test_hardware_and_emulation_agree() -> None:
     twin = convert(decoder(width=64).cuda(), "fp8", backend="scaled_mm")
     ids = IDS.cuda()
     torch.testing.assert_close(model(ids), twin(ids), rtol=0.02, atol=0.02)
+
+
+def test_what_a_user_may_get_wrong() -> None:
+    plain = nn.Sequential(nn.Linear(64, 32))
+    nothing = Recipe("mine", ((("nope.*",), LayerFormats("mxfp4", "mxfp4", "bf16")),), "matches no layer")
+    for model, recipe, says in ((plain, nothing, "casts no layer"), (3, "fp8", "only a module"), (plain, None, "unknown recipe")):
+        with pytest.raises(IsoscaleError, match=says):
+            convert(model, recipe)  # type: ignore[type-var, arg-type]
+    with pytest.raises(IsoscaleError, match="casts nothing"):
+        cast_stats(plain, lambda: torch.ones(()))
+    own = nn.Sequential(Linear(64, 32, formats="mxfp4"), nn.Linear(32, 32))
+    convert(own, "fp8")
+    assert str(own[0].engine.formats) == "w mxfp4/floor, x mxfp4/floor, g mxfp4/floor"  # formats set by hand stay
+    assert convert(nn.Sequential(nn.Linear(64, 32, device="meta")), "mxfp8-bare")(torch.empty(3, 64, device="meta")).is_meta

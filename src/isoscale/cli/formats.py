@@ -190,13 +190,17 @@ def error(
       isoscale formats error runs/train --format mxfp4 --format nvfp4
       isoscale formats error model.safetensors --out page.html
     """
-    from isoscale._base.errors import CheckpointError
+    from isoscale._base.errors import CheckpointError, ConfigError
     from isoscale.formats import by_name
     from isoscale.probe.advice import DEFAULT, advise
 
     wanted = tuple(format_) if format_ else DEFAULT
     for name in wanted:
         by_name(name)
+    if not -1000 < min_sqnr < 1000:
+        raise ConfigError("no such number of dB", key="--min-sqnr", value=min_sqnr, hint="such as 25")
+    if out is not None and out.is_dir():
+        raise ConfigError("a folder where a file is wanted", key="--out", value=str(out), hint=f"{out}/formats.html")
     path, found, skipped = _file(file), [], {}
     for name, x in _tensors(path):
         why = _why_skipped(x, axis)

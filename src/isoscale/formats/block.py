@@ -55,7 +55,8 @@ class BlockFormat:
         if self.scale_rule not in rules:
             message = f"{self.name} stores {self.scale} scales, which this rule does not give"
             raise ConfigError(message, key="scale_rule", value=self.scale_rule, hint="one of: " + ", ".join(rules))
-        if len(self.block) != 2 or any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in self.block):
+        block = self.block if isinstance(self.block, tuple) else ()
+        if len(block) != 2 or any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in block):
             hint = "(across, along), such as (1, 32) or (16, 16); 0 is the whole extent"
             raise ConfigError("no such block", key=f"{self.name}.block", value=self.block, hint=hint)
         if self.element.layout == "scale" or self.element.bits not in (4, 6, 8):

@@ -54,6 +54,8 @@ def check_tensor(x: Tensor) -> None:
     Raises:
         ConfigError: x is not a real floating-point tensor.
     """
+    if getattr(x, "is_encoded", False):
+        raise ConfigError("x is encoded already", key="x", value=repr(x), hint="x.decode() gives its values")
     if not isinstance(x, Tensor):
         raise ConfigError("only tensors can be cast to a format", value=type(x).__name__, key="x")
     if x.dtype not in MANTISSA:
@@ -67,7 +69,7 @@ def format_of(fmt: Format | str, scale_rule: str | None = None) -> Format:
     Raises:
         ConfigError: unknown format; a rule that it cannot use.
     """
-    if isinstance(fmt, str):
+    if not isinstance(fmt, ElementFormat | BlockFormat):
         fmt = by_name(fmt)
     if scale_rule is None:
         return fmt

@@ -184,7 +184,7 @@ class ElementFormat:
         """
         if self.bits > 8:
             raise ConfigError("too many codes to print: formats of at most 8 bits", key="format", value=self.name)
-        cells = [f"{self.value(code):.6g}" for code in range(self.code_count)]
+        cells = [f"{self.value(code):.10g}" for code in range(self.code_count)]
         width = max(map(len, cells))
         rows = range(0, self.code_count, 8)
         return "\n".join(f"{at:3d}  " + " ".join(cell.rjust(width) for cell in cells[at : at + 8]) for at in rows)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from isoscale._base.errors import ConfigError
 from isoscale.formats import reference
 from isoscale.formats.block import Format
 from isoscale.formats.cast import cast_of, facts_of, fake_cast
@@ -62,6 +63,8 @@ def error(
     if x.numel() == 0:
         none = torch.zeros((0, 0, 0), dtype=torch.float64)
         return CastError(facts.name, math.nan, 0.0, 0.0, 0.0, none, none, none)
+    if x.is_meta:
+        raise ConfigError("a meta tensor holds no values to measure", key="x", value=tuple(x.shape))
     y = fake_cast(x, fmt, axis=axis, scale_rule=scale_rule, rounding=rounding, seed=seed)
     inside = reference.kept(x, cast, None, top=True)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from isoscale._base.errors import ConfigError
 from isoscale._base.files import atomic_write
-from isoscale.formats.block import by_name
+from isoscale.formats.block import by_name, names
 from isoscale.formats.tensor import BlockTensor
 
 KEY = "isoscale.formats"
@@ -33,11 +33,14 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     plain: dict[str, Tensor] = {}
     facts: dict[str, dict[str, object]] = {}
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ConfigError("only tensors are saved", key=name, value=type(tensor).__name__)
         parts = {name: tensor}
         if isinstance(tensor, BlockTensor):
             label = str(tensor.format)
-            if by_name(label) != tensor.format:
-                raise ConfigError("only formats with a name of ours are saved", key=name, value=label)
+            if label.split("/")[0] not in names() or by_name(label) != tensor.format:
+                hint = "a file names its format, so your own cannot be read back: save .decode() or the parts"
+                raise ConfigError("only isoscale's own formats are saved", key=name, value=label, hint=hint)
             facts[name] = {
                 "format": label, "axis": tensor.axis, "shape": list(tensor.shape),
                 "dtype": str(tensor.dtype).removeprefix("torch."),
@@ -47,7 +50,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
         for key, value in parts.items():
             if key in plain:
                 raise ConfigError("two tensors of one name", key=key)
-            plain[key] = value.detach().cpu().contiguous()
+            plain[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)  # views may share memory
     atomic_write(Path(path), save(plain, {KEY: json.dumps(facts)}))
 
 

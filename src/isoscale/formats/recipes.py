@@ -171,8 +171,8 @@ def recipe_by_name(name: str) -> Recipe:
     Raises:
         ConfigError: unknown; the nearest names are suggested.
     """
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         raise ConfigError(
-            f"unknown recipe {name!r}", key="numerics.recipe", value=name, hint=did_you_mean(name, RECIPES)
+            f"unknown recipe {name!r}", key="numerics.recipe", value=name, hint=did_you_mean(str(name), RECIPES)
         )
     return RECIPES[name]

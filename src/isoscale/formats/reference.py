@@ -90,12 +90,21 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.to(torch.float32)
 
 
+def grown(rounded: Rounded, cast: Cast) -> Tensor:
+    """Values of rounded blocks. Scales that are no powers of two multiply in float32, as in `BlockTensor.decode`."""
+    if rounded.scales is None:
+        return rounded.values
+    if cast.spec.scale == "e8m0" or rounded.values.dtype == torch.float32:
+        return rounded.values * rounded.scales.grow
+    return rounded.values.to(torch.float32) * rounded.scales.grow.to(torch.float32)
+
+
 def cast_values(x: Tensor, cast: Cast, tensor_amax: Tensor | None) -> Tensor:
     """Values after a round trip, in the dtype of x."""
     random = random_of(x, cast)
     noise = None if random is None else _blocks(random, cast)
     rounded = round_blocks(_blocks(_wide(x), cast), cast, noise, tensor_amax)
-    values = rounded.values if rounded.scales is None else rounded.values * rounded.scales.grow
+    values = grown(rounded, cast)
     _, height, width = cast.view.matrix
     return from_matrix(from_blocks(values, height, width), cast.view, tuple(x.shape)).to(x.dtype)
 
@@ -140,7 +149,7 @@ def cast_values_in_pieces(x: Tensor, cast: Cast, tensor_amax: Tensor | None) -> 
         part = to_blocks(_wide(matrix[where]), cast.spec.rows, cast.spec.cols)
         some = None if noise is None else to_blocks(noise[where], cast.spec.rows, cast.spec.cols)
         rounded = round_blocks(part, cast, some, tensor_amax)
-        values = rounded.values if rounded.scales is None else rounded.values.mul_(rounded.scales.grow)
+        values = grown(rounded, cast)
         out[where] = from_blocks(values, out[where].shape[1], out.shape[2])
     return from_matrix(out, cast.view, tuple(x.shape))
 

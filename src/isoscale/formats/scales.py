@@ -79,14 +79,19 @@ def block_scales(words: Tensor, spec: CastSpec, tensor_amax: Tensor | None = Non
         grow = torch.where(special, math.nan, power_of_two(exponent, wide))
         return Scales(stored, power_of_two(-exponent, wide), grow, None)
     if spec.scale == "e4m3":
-        return _e4m3_scales(words.view(wide).to(torch.float32), special, spec, tensor_amax, wide)
+        return _e4m3_scales(_float32(words.view(wide)), special, spec, tensor_amax, wide)
     if spec.rule == "amax":
-        scale = _divide(words.view(wide).to(torch.float32), spec.max).clamp(min=2.0**-126)
+        scale = _divide(_float32(words.view(wide)), spec.max).clamp(min=2.0**-126)
     else:
         scale = power_of_two(scale_exponent(words, spec).clamp(-126, 127).to(torch.int32), torch.float32)
     scale = torch.where(zero | special, 1.0, scale)
     grow = torch.where(special, math.nan, scale)
     return Scales(grow, scale.reciprocal().to(wide), grow.to(wide), None)
+
+
+def _float32(amax: Tensor) -> Tensor:
+    """As float32; beyond its range the largest, so that a float64 saturates."""
+    return amax.to(torch.float32).clamp(max=3.4028234663852886e38)
 
 
 # Numbers stand in the functions, not as names beside them: with dynamic shapes the compiler makes inputs of those.
@@ -106,7 +111,7 @@ def tensor_scale(amax: Tensor, spec: CastSpec) -> tuple[Tensor, Tensor]:
 
 
 def _e4m3_scales(amax: Tensor, special: Tensor, spec: CastSpec, known: Tensor | None, wide: torch.dtype) -> Scales:
-    whole = amax.amax() if known is None else known.to(torch.float32)
+    whole = _float32(amax.amax() if known is None else known)
     encode, decode = tensor_scale(whole, spec)
     e4m3 = Grid(448.0, 448.0, -6, 3, True, False)
     rounded = round_to_grid((_divide(amax, spec.max) * encode).clamp(max=448.0), e4m3)

@@ -44,6 +44,7 @@ class BlockTensor(Tensor):
     tensor_scale: Tensor | None
     format: Format
     axis: int
+    is_encoded = True
 
     @staticmethod
     def __new__(

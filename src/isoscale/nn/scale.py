@@ -54,6 +54,8 @@ def may_overwrite() -> bool:
 def compute_dtype(x: Tensor) -> torch.dtype | None:
     """The autocast dtype in force on the device of `x`, or None outside autocast."""
     kind = x.device.type
+    if kind == "meta":  # torch knows no autocast there
+        return None
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 

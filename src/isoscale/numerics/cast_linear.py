@@ -12,11 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from isoscale.formats.recipes import LayerFormats
-from isoscale.nn.scale import scale, scale_fwd, times
+from isoscale.nn.scale import compute_dtype, scale, scale_fwd, times
 from isoscale.numerics.engine import Engine, cast_matmul
 
 Recorder = Callable[[str, str, Tensor, int], None]
@@ -71,8 +70,7 @@ class CastLinear(nn.Module):
         skip_scale: float = 1.0, tokens: int | None = None, weight: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """As `isoscale.nn.Linear.forward`: x [..., in] -> [..., out]; `weight` stands in for a tied readout's."""
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x = x.to(compute_dtype(x) or x.dtype)
         if pending != 1.0:
             x = x * pending
         count = tokens if tokens is not None else x.numel() // max(1, x.shape[-1])

@@ -15,6 +15,7 @@ from isoscale.formats import cast_stats as tensor_stats
 from isoscale.formats.recipes import LayerFormats, Recipe, recipe_by_name
 from isoscale.numerics.backend import BACKENDS, pick_backend
 from isoscale.numerics.cast_linear import CastLinear, Recorder
+from isoscale.numerics.linear import Linear
 from isoscale.planning import Plan, normalise
 
 M = TypeVar("M", bound=nn.Module)
@@ -50,9 +51,12 @@ def convert(
 
     Raises:
         ConfigError: unknown recipe, norm or backend; hardware asked for that a layer cannot use.
-        PlanError: no linear layer to cast; one without features; a plan of another recipe; a second conversion.
+        PlanError: no module; no linear layer that the recipe casts; one without features; a plan of another recipe; a
+            second conversion.
     """
-    recipe = recipe_by_name(recipe) if isinstance(recipe, str) else recipe
+    if not isinstance(model, nn.Module):
+        raise PlanError("only a module can be converted", key="model", value=type(model).__name__)
+    recipe = recipe if isinstance(recipe, Recipe) else recipe_by_name(recipe)
     if norm is not None:
         hint = f"norm=None leaves norms as they are; norms that can be swapped in: {', '.join(NORMS) or 'none yet'}"
         raise ConfigError("no such norm", key="norm", value=norm, hint=hint)
@@ -70,7 +74,11 @@ def convert(
     if any(isinstance(module, CastLinear) for module in model.modules()):
         raise PlanError("the model is converted already", key="model", hint="convert a fresh model")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    leaves = [(path, module) for path, module in model.named_modules() if isinstance(module, _LINEARS)]
+    leaves = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, _LINEARS) and not isinstance(module, Linear)  # which has formats of its own
+    ]
     if not leaves:
         raise PlanError("the model has no linear layer to cast", key="model", value=type(model).__name__)
     made: list[tuple[str, str, CastLinear]] = []
@@ -93,6 +101,10 @@ def convert(
         if 0 in features:
             raise PlanError("a layer without features cannot be cast", key=name, value=features)
         made.append((parent, leaf, CastLinear(module, formats, pick_backend(backend, device, formats, features, name))))
+    if not made and plan is None:
+        patterns = tuple(pattern for names, _ in recipe.layers for pattern in names)
+        hint = "patterns: " + ", ".join(patterns)
+        raise PlanError(f"the recipe {recipe.name!r} casts no layer of this model", key="recipe", hint=hint)
     for parent, leaf, layer in made:  # only now: a refusal leaves the model as it was
         setattr(model.get_submodule(parent), leaf, layer)
     return model
@@ -118,6 +130,8 @@ def cast_stats(model: nn.Module, loss: Callable[[], Tensor]) -> list[dict[str, A
     """
     rows: list[dict[str, Any]] = []
     cast = [(normalise(path), module) for path, module in model.named_modules() if isinstance(module, CastLinear)]
+    if not cast:
+        raise PlanError("the model casts nothing", key="model", hint="convert(model, recipe) first")
 
     def recorder(path: str) -> Recorder:
         def record(operand: str, fmt: str, tensor: Tensor, axis: int) -> None:

@@ -8,15 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from isoscale._base.errors import ConfigError
+from isoscale.formats import Format
 from isoscale.formats.recipes import LayerFormats, everywhere
+from isoscale.nn.scale import compute_dtype
 from isoscale.numerics.engine import Engine, cast_matmul
 
 
-def _formats(formats: LayerFormats | str) -> LayerFormats:
-    return everywhere(formats) if isinstance(formats, str) else formats
+def _formats(formats: LayerFormats | Format | str) -> LayerFormats:
+    if isinstance(formats, LayerFormats):
+        return formats
+    return everywhere(formats if isinstance(formats, str) else str(formats))
 
 
-def matmul(a: Tensor, b: Tensor, formats: LayerFormats | str) -> Tensor:
+def matmul(a: Tensor, b: Tensor, formats: LayerFormats | Format | str) -> Tensor:
     """`torch.matmul(a, b)` with cast operands, emulated; differentiable, each of its three matmuls with its formats.
 
     `a` plays the input and `b` the weight. Blocks lie along the contraction axis of each matmul: k forward, n for the
@@ -26,7 +30,7 @@ def matmul(a: Tensor, b: Tensor, formats: LayerFormats | str) -> Tensor:
     Args:
         a: [..., m, k] or [k].
         b: [..., k, n] or [k].
-        formats: of the operands; a name means that format for all of them.
+        formats: of the operands; a name or a format means that one for all of them.
 
     Returns:
         As torch.matmul, in the dtype of `a`; the sums are formed in fp32.
@@ -62,7 +66,7 @@ class Linear(nn.Linear):
         in_features: as in torch.
         out_features: as in torch.
         bias: as in torch; it is added in high precision.
-        formats: of the operands; a name means that format for all of them.
+        formats: of the operands; a name or a format means that one for all of them.
         device: as in torch.
         dtype: as in torch.
 
@@ -71,7 +75,7 @@ class Linear(nn.Linear):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, *, formats: LayerFormats | str,
+        self, in_features: int, out_features: int, bias: bool = True, *, formats: LayerFormats | Format | str,
         device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         for key, size in (("in_features", in_features), ("out_features", out_features)):
@@ -86,14 +90,10 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        x = input.to(torch.get_autocast_dtype(input.device.type)) if _autocast(input) else input
+        x = input.to(compute_dtype(input) or input.dtype)
         flat = cast_matmul(x.reshape(-1, x.shape[-1]), self.weight, self.engine, note=self._note)
         out = flat.view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.engine.formats}, {self.engine.backend}"
-
-
-def _autocast(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
