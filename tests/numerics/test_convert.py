@@ -293,8 +293,7 @@ def test_what_a_user_may_get_wrong() -> None:
     for model, recipe, says in ((plain, nothing, "casts no layer"), (3, "fp8", "only a module"), (plain, None, "unknown recipe")):
         with pytest.raises(IsoscaleError, match=says):
             convert(model, recipe)  # type: ignore[type-var, arg-type]
-    with pytest.raises(IsoscaleError, match="casts nothing"):
-        cast_stats(plain, lambda: torch.ones(()))
+    assert cast_stats(plain, lambda: torch.ones(())) == []  # nothing is cast, nothing is run
     own = nn.Sequential(Linear(64, 32, formats="mxfp4"), nn.Linear(32, 32))
     convert(own, "fp8")
     assert str(own[0].engine.formats) == "w mxfp4/floor, x mxfp4/floor, g mxfp4/floor"  # formats set by hand stay
