@@ -53,11 +53,6 @@ class Noise(NamedTuple):
     whole: tuple[int, ...]
     start: tuple[int, ...]
 
-    @property
-    def plain(self) -> bool:
-        """Whether the keys are Python numbers."""
-        return isinstance(self.key[0], int)
-
     def offset(self, shape: tuple[int, ...]) -> int | None:
         """Index of the piece's first element, if its elements lie side by side in the whole; else None."""
         if len(shape) and shape[1:] != self.whole[1:]:

@@ -23,8 +23,6 @@ from isoscale.formats.element import ElementFormat
 from isoscale.formats.layout import View, axis_of, spec_of, view_of
 from isoscale.formats.rounding import Stochastic, resolve
 
-aten = torch.ops.aten
-
 
 class BlockTensor(Tensor):
     """Codes and scales of a tensor.
