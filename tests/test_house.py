@@ -15,7 +15,7 @@ SRC = Path(isoscale.__file__).parent
 # Left may be imported by right; folders in one tuple are siblings and do not import each other.
 ORDER = [
     ("_base",), ("config",), ("rules",), ("kernels",), ("formats",), ("nn",), ("models",), ("planning",),
-    ("optim", "numerics", "probe"), ("scalify",), ("train",), ("sweep",), ("cli",),
+    ("optim", "numerics", "probe"), ("scalify",), ("train",), ("sweep",), ("check",), ("cli",),
 ]  # fmt: skip
 RANK = {name: i for i, group in enumerate(ORDER) for name in group}
 SPECIAL = {"report": {"_base", "config", "rules"}, "presets": {"_base", "config"},

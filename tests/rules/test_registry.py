@@ -8,7 +8,10 @@ from isoscale.rules.registry import _register
 
 
 def test_names_and_nearest() -> None:
-    assert names() == ("sp", "sp-lecun", "mup", "u-mup")
+    assert names() == (
+        "sp", "sp-lecun", "mup", "mup-table3", "mup-table9", "spectral", "u-mup", "depth-mup", "completep", "complete-d",
+        "u-complete-d",
+    )  # fmt: skip
     with pytest.raises(PlanError) as caught:
         by_name("u-mupp")
     assert "u-mup" in caught.value.hint
@@ -16,4 +19,4 @@ def test_names_and_nearest() -> None:
 
 def test_duplicates_are_refused() -> None:
     with pytest.raises(PlanError, match="two parametrisations"):
-        _register(by_name("sp"), by_name("sp"))
+        _register(lambda options: by_name("sp"), lambda options: by_name("sp"))

@@ -88,7 +88,7 @@ def test_mup_shifted_by_sqrt_fan_in_has_umups_columns() -> None:
 def test_refusals() -> None:
     with pytest.raises(PlanError, match="different forward and backward factors"):
         shift(by_name("u-mup"), "readout", Monomial(2.0))
-    with pytest.raises(PlanError, match="no abc law"):
+    with pytest.raises(PlanError, match="unknown optimiser"):
         shift(by_name("sp"), "hidden", Monomial(2.0), "adamm")
     with pytest.raises(PlanError, match="constant 1"):
         shift(by_name("sp"), "gain", Monomial(2.0))

@@ -43,9 +43,23 @@ class Section(BaseModel):
 class RulesSection(Section):
     """Which parametrisation, and its switches."""
 
-    parametrisation: str = Field("u-mup", description="sp, sp-lecun, mup or u-mup")
+    parametrisation: str = Field("u-mup", description="sp, sp-lecun, mup, u-mup, completep, complete-d, u-complete-d, ...")
     decay: Literal["rule", "independent", "coupled"] = Field("rule", description="weight decay against the LR")
     embedding_lr: Literal["rule", "constant"] = Field("rule", description="u-muP: 1/sqrt(fan_out), or constant")
+    alpha: Annotated[float, Field(ge=0.5, le=1)] = Field(1.0, description="depth exponent of complete-d and its family")
+    duration: Literal["iso-horizon", "tau-constant", "none"] = Field(
+        "iso-horizon", description="what moves with the training length: LR, decay, betas and eps; decay alone; nothing"
+    )
+    duration_exponent: Share = Field(0.5, description="the LR falls as (tokens / base tokens)^-this")
+    tau_exponent: Share = Field(0.0, description="the decay's share of the run falls as (tokens/parameter)^-this")
+    betas: Literal["linear", "power", "constant"] = Field("linear", description="1 - beta times m_B/m_D, or beta^(m_B/m_D)")
+    final_norm_eps: Literal["printed", "derived"] = Field("printed", description="derived: with the width factor")
+    axes: tuple[Literal["width", "depth", "batch", "duration"], ...] = Field(
+        ("width", "depth", "batch", "duration"), description="axes whose rules are on"
+    )
+    constant: tuple[Literal["init", "lr", "eps", "weight_decay", "betas", "multipliers"], ...] = Field(
+        (), description="quantities whose rules are off"
+    )
 
 
 class HpsSection(Section):
@@ -104,6 +118,8 @@ class BaseSection(Section):
 
     width: Size | None = None
     depth: Size | None = None
+    batch: Count | None = Field(None, description="sequences per step; none: as the target's")
+    steps: Count | None = Field(None, description="steps of the base's run; none: the target's tokens")
 
 
 class DataSection(Section):
@@ -126,7 +142,7 @@ class TrainSection(Section):
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     final: Share = Field(0.1, description="LR at the end / peak LR")
     decay_share: Share = Field(0.2, description="wsd: share of the steps spent decaying")
-    clip: Positive | None = Field(None, description="largest gradient norm; none: off")
+    clip: Positive | None = Field(None, description="largest gradient norm, at the base; none: off")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, weights stay fp32")
     compile: bool = Field(False, description="torch.compile the step (needs a C++ compiler on a CPU)")
     eval_every: Count = 100

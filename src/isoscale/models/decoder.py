@@ -126,8 +126,8 @@ class _Pass(NamedTuple):
             self.probe(path, port, value, factor)
 
 
-def _norm(config: DecoderConfig, size: int) -> RMSNorm:
-    return RMSNorm(size, config.norm_eps, config.norm == "trainable", scaling=config.scaling)
+def _norm(config: DecoderConfig, size: int, role: str = "gain") -> RMSNorm:
+    return RMSNorm(size, config.norm_eps, config.norm == "trainable", role=role, scaling=config.scaling)
 
 
 class Attention(nn.Module):
@@ -141,7 +141,7 @@ class Attention(nn.Module):
         self.qkv = Linear(config.width, (config.heads + 2 * config.groups) * size, scaling=scaling)
         self.out = Linear(config.width, config.width, scaling=scaling)
         if config.qk_norm:
-            self.q_norm, self.k_norm = (_norm(config, size) for _ in range(2))
+            self.q_norm, self.k_norm = (_norm(config, size, "finite") for _ in range(2))
 
     def forward(self, x: Tensor, run: _Pass, path: str) -> tuple[Tensor, float]:
         """The attention output before `out`, `[batch, length, width]`, and its pending factor."""
@@ -238,7 +238,7 @@ class Decoder(nn.Module):
         self.loss_mult = config.alpha_loss
         self.embed = Embedding(config.vocab, config.width, scaling=config.scaling)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
-        self.norm = _norm(config, config.width)
+        self.norm = _norm(config, config.width, "final_norm")
         self.head = LinearReadout(config.width, config.vocab, tied=config.tied, scaling=config.scaling)
 
     def reset_parameters(self) -> None:

@@ -139,13 +139,17 @@ def residual_scales(tau: float) -> tuple[float, float]:
 
 
 def transformer_residual_rule(
-    residual_mult: float = 1.0, residual_attn_ratio: float = 1.0
+    residual_mult: float = 1.0, residual_attn_ratio: float = 1.0, share: float | None = None
 ) -> Callable[[int, int], float]:
     """The u-muP residual rule as a function `(branch index, number of branches) -> tau` (arXiv 2407.17465, eq. 20 ff.).
+
+    It is x + w f(x) with w^2 = alpha^2 share, brought back to unit variance after every add: tau is w over the
+    stream's standard deviation so far.
 
     Args:
         residual_mult: alpha_res, weight of all branches against the embedding.
         residual_attn_ratio: alpha_res-attn-ratio, weight of attention branches against FFN branches.
+        share: variance that a block adds at alpha_res 1, per branch; by default 1 / blocks, as in the paper.
 
     Raises:
         ConfigError: a negative or non-finite argument, an odd number of branches, an index out of range.
@@ -163,16 +167,16 @@ def transformer_residual_rule(
             raise ConfigError("branch index out of range", value=index, hint=f"0 to {branches - 1}")
         own = attn_squared if index % 2 == 0 else ffn_squared
         before = (index + 1) // 2 * attn_squared + index // 2 * ffn_squared
-        return math.sqrt(own / (branches / 2 + before))
+        return math.sqrt(own / ((branches / 2 if share is None else 1 / share) + before))
 
     return tau
 
 
 def transformer_residual_taus(
-    branches: int, residual_mult: float = 1.0, residual_attn_ratio: float = 1.0
+    branches: int, residual_mult: float = 1.0, residual_attn_ratio: float = 1.0, share: float | None = None
 ) -> tuple[float, ...]:
     """All taus of a stack of `branches` = 2 * blocks residual branches, attention first. See the rule above."""
-    rule = transformer_residual_rule(residual_mult, residual_attn_ratio)
+    rule = transformer_residual_rule(residual_mult, residual_attn_ratio, share)
     return tuple(rule(index, branches) for index in range(branches))
 
 

@@ -18,9 +18,12 @@ from isoscale.nn.linear import Scaling, check_scaling, make_bias, roles_of, weig
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm over the trailing dimensions, without a gain unless `elementwise_affine`. See `functional.rms_norm`."""
+    """RMSNorm over the trailing dimensions, without a gain unless `elementwise_affine`. See `functional.rms_norm`.
 
-    roles: ClassVar[Mapping[str, str]] = roles_of(weight="gain")
+    `role` is the gain's: `gain`, `finite` where it is shared over heads, `final_norm` after the stack.
+    """
+
+    roles: Mapping[str, str]
     weight: nn.Parameter | None
 
     def __init__(
@@ -29,12 +32,14 @@ class RMSNorm(nn.Module):
         eps: float = 1e-5,
         elementwise_affine: bool = False,
         *,
+        role: str = "gain",
         scaling: Scaling = "unit",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_scaling(scaling)
+        self.roles = {"weight": role}  # a dict: deepcopy and pickle take no mappingproxy
         self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
         self.eps, self.scaling = eps, scaling
         gain = nn.Parameter(torch.empty(self.normalized_shape, device=device, dtype=dtype))

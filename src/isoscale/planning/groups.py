@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from isoscale._base.errors import PlanError
 from isoscale.planning.names import normalise
 from isoscale.planning.rows import ParamRow
+from isoscale.rules import family
+from isoscale.rules.table import scaled_beta
+
+if TYPE_CHECKING:
+    from isoscale.planning.plan import Plan
 
 
 def match(rows: Sequence[ParamRow], model: nn.Module) -> list[tuple[ParamRow, nn.Parameter]]:
@@ -38,15 +44,85 @@ def match(rows: Sequence[ParamRow], model: nn.Module) -> list[tuple[ParamRow, nn
     return [(row, raw[row.name]) for row in rows]
 
 
-def param_groups(rows: Sequence[ParamRow], model: nn.Module) -> list[dict[str, Any]]:
-    """Groups of equal (lr, eps, weight decay, betas), in order of first use; frozen parameters are left out."""
+def _settings(row: ParamRow) -> dict[str, Any]:
+    """What the optimiser of a row takes, in its own words."""
+    known = family(row.optimizer).fields
+    all_of_them = {"betas": row.betas, "eps": row.eps, "momentum": row.betas[0]}
+    return {"lr": row.lr, "weight_decay": row.weight_decay, **{key: all_of_them[key] for key in known}}
+
+
+def param_groups(rows: Sequence[ParamRow], model: nn.Module, part: str | None = None) -> list[dict[str, Any]]:
+    """Groups of equal settings, in order of first use; frozen parameters are left out. See `Plan.param_groups`."""
     buckets: dict[tuple[object, ...], dict[str, Any]] = {}
     for row, parameter in match(rows, model):
-        if not parameter.requires_grad:
+        if not parameter.requires_grad or part not in (None, row.optimizer):
             continue
-        key = (row.lr, row.eps, row.weight_decay, row.betas)
-        group = buckets.setdefault(
-            key, {"params": [], "lr": row.lr, "eps": row.eps, "weight_decay": row.weight_decay, "betas": row.betas}
-        )
-        group["params"].append(parameter)
+        settings = _settings(row)
+        key = (row.optimizer, *settings.values())
+        buckets.setdefault(key, {"params": [], **settings})["params"].append(parameter)
     return list(buckets.values())
+
+
+def scaled_groups(plan: Plan, model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The user's groups with each value scaled by its rows' factors. See `Plan.param_groups`."""
+    pairs = match(plan.rows, model)
+    rows = {parameter: row for row, parameter in pairs}
+    out: list[dict[str, Any]] = []
+    seen: set[nn.Parameter] = set()
+    for group in groups:
+        split: dict[object, dict[str, Any]] = {}
+        for parameter in group["params"]:
+            if parameter not in rows:
+                raise PlanError("a group holds a parameter that the plan does not know", key="groups",
+                                value=tuple(parameter.shape), hint="pass the model itself, not a copy")  # fmt: skip
+            if parameter in seen:
+                raise PlanError(f"{rows[parameter].name} is in two groups", key=rows[parameter].name)
+            seen.add(parameter)
+            scaled = _scaled(group, rows[parameter], plan)
+            key = tuple(repr(scaled.get(name)) for name in _SCALED)
+            split.setdefault(key, {**scaled, "params": []})["params"].append(parameter)
+        out += split.values()
+    left = [row.name for row, parameter in pairs if parameter.requires_grad and parameter not in seen]
+    if left:
+        raise PlanError(f"the groups leave out {', '.join(left[:5])}", key="groups",
+                        hint="add them to a group, or freeze them (requires_grad_(False))")  # fmt: skip
+    return out
+
+
+_SCALED = ("lr", "eps", "weight_decay", "betas", "momentum")
+
+
+def _scaled(group: Mapping[str, Any], row: ParamRow, plan: Plan) -> dict[str, Any]:
+    out = dict(group)
+    for key, factor in (("lr", row.relative.lr), ("eps", row.relative.eps),
+                        ("weight_decay", row.relative.weight_decay)):  # fmt: skip
+        if isinstance(out.get(key), (int, float)) and factor != 1.0:
+            out[key] = out[key] * factor
+    for key, mine in (("betas", row.betas), ("momentum", row.betas[:1])):
+        if key in out and plan.beta_ratio != 1.0:
+            told = out[key] if key == "betas" else (out[key],)
+            form = plan.options.get("betas", "constant") if mine != _base_betas(plan)[: len(mine)] else "constant"
+            moved = tuple(scaled_beta(beta, plan.beta_ratio, form) for beta in told)
+            out[key] = moved if key == "betas" else moved[0]
+    return out
+
+
+def _base_betas(plan: Plan) -> tuple[float, float]:
+    return plan.hps["beta1"], plan.hps["beta2"]
+
+
+def update_groups(rows: Sequence[ParamRow], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """See `Plan.update`."""
+    found = {parameter: row for row, parameter in match(rows, model)}
+    for group in optimizer.param_groups:
+        wanted = [_settings(found[parameter]) for parameter in group["params"] if parameter in found]
+        if any(settings != wanted[0] for settings in wanted):
+            raise PlanError("an optimiser group mixes parameters whose settings differ", key="optimizer",
+                            hint="make the groups with plan.param_groups(model)")  # fmt: skip
+        for key, value in (wanted[0] if wanted else {}).items():
+            if isinstance(group.get(key), torch.Tensor):  # a compiled step holds its LR in a tensor
+                group[key].fill_(value)
+            else:
+                group[key] = value
+        if wanted and "initial_lr" in group:
+            group["initial_lr"] = wanted[0]["lr"]

@@ -7,22 +7,24 @@ name, so nothing that happens to the Parameter objects (FSDP2, meta init, assign
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import nn
 
 from isoscale._base.errors import PlanError, did_you_mean
 from isoscale.planning.apply import apply_plan
 from isoscale.planning.diff import Change, diff_plans
-from isoscale.planning.groups import param_groups
+from isoscale.planning.groups import param_groups, scaled_groups, update_groups
+from isoscale.planning.ramp import moved_plan
 from isoscale.planning.rows import ParamRow, SiteRow
 from isoscale.planning.show import explain_row, show_plan
 from isoscale.rules import Scale
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Plan:
         base: the scale they were tuned at (None: the rules need none).
         target: the scale of this model.
         recipe: name of the low-precision recipe.
+        optimizer: family that the rows are for.
+        options: the switches of the rules, see `isoscale.rules.Options`.
+        beta_ratio: m_B / m_D.
+        clip: largest gradient norm at this scale; None: no clipping.
+        notes: what may spoil the transfer, in words.
     """
 
     parametrisation: str
@@ -46,9 +53,15 @@ class Plan:
     base: Scale | None
     target: Scale
     recipe: str
+    optimizer: str = "adamw"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    beta_ratio: float = 1.0
+    clip: float | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hps", MappingProxyType(dict(self.hps)))
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
 
     def row(self, name: str) -> ParamRow:
         """The row of one parameter.
@@ -75,13 +88,48 @@ class Plan:
         """
         return apply_plan(self.rows, self.sites, model, seed=seed, init=init)
 
-    def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Optimiser groups for AdamW: parameters of equal lr, eps, weight decay and betas share one.
+    def param_groups(
+        self, model: nn.Module, groups: Sequence[Mapping[str, Any]] | None = None, *, part: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Optimiser groups: parameters of equal lr, eps, weight decay and betas share one; frozen ones are left out.
+
+        Args:
+            model: the plan's model, wrapped or not.
+            groups: your own groups, with values tuned at the base: they are kept, split only where factors differ,
+                and their lr, eps, weight_decay and betas are scaled. At base = target they come back as they are.
+            part: only the parameters of one optimiser (`muon`, `adamw`), where a plan trains with two.
 
         Raises:
-            PlanError: the model's parameters and the rows do not match.
+            PlanError: the model's parameters and the rows do not match; an unknown part; groups that leave out or
+                repeat a trainable parameter.
         """
-        return param_groups(self.rows, model)
+        rows = self.rows
+        if part is not None:
+            kinds = sorted({row.optimizer for row in rows})
+            if part not in kinds:
+                raise PlanError(f"the plan has no part {part!r}", key="part", value=part, hint=f"one of {kinds}")
+        if groups is not None:
+            return scaled_groups(self, model, groups)
+        return param_groups(rows, model, part)
+
+    def update(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+        """Set an optimiser's groups to this plan's LR, eps, decay and betas, its state untouched.
+
+        For a batch ramp or a resumed run: `plan.at(batch_tokens=...).update(optimizer, model)`. LRs are peaks; a
+        scheduler that multiplies `initial_lr` gets that too.
+
+        Raises:
+            PlanError: a group mixes parameters whose settings differ.
+        """
+        update_groups(self.rows, model, optimizer)
+
+    def at(self, *, batch_tokens: int | None = None, tokens: int | None = None) -> Plan:
+        """The same plan at another batch or training length: LR, eps, decay and betas move, nothing else.
+
+        Raises:
+            PlanError: the plan has no base batch or length to take a ratio to, or its table is a custom one.
+        """
+        return moved_plan(self, batch_tokens, tokens)
 
     def diff(self, other: Plan) -> tuple[Change, ...]:
         """What differs in `other`, per quantity; blocks of like value are folded into one line."""
@@ -106,6 +154,11 @@ class Plan:
                 "parametrisation": self.parametrisation,
                 "recipe": self.recipe,
                 "hps": dict(self.hps),
+                "optimizer": self.optimizer,
+                "options": dict(self.options),
+                "beta_ratio": self.beta_ratio,
+                "clip": self.clip,
+                "notes": list(self.notes),
                 "base": asdict(self.base) if self.base else None,
                 "target": asdict(self.target),
                 "rows": [row.to_dict() for row in self.rows],
@@ -133,9 +186,14 @@ class Plan:
                 base=Scale(**data["base"]) if data["base"] else None,
                 target=Scale(**data["target"]),
                 recipe=data["recipe"],
+                optimizer=data["optimizer"],
+                options={k: tuple(v) if isinstance(v, list) else v for k, v in data["options"].items()},
+                beta_ratio=data["beta_ratio"],
+                clip=data["clip"],
+                notes=tuple(data["notes"]),
             )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise PlanError(f"not a plan: {error}") from None
 
     def __str__(self) -> str:
-        return show_plan(self.parametrisation, self.recipe, self.base, self.target, self.hps, self.rows, self.sites)
+        return show_plan(self)

@@ -40,6 +40,11 @@ class ParamInfo:
     in_stack: bool
 
 
+def is_own(model: nn.Module) -> bool:
+    """Whether the model is made of isoscale's modules, which say their parameters' roles themselves."""
+    return any(isinstance(getattr(module, "roles", None), Mapping) for module in model.modules())
+
+
 def depth_stack(model: nn.Module) -> tuple[str, int]:
     """Path and length of the outermost container of like blocks; ("", 0) when there is none."""
     for path, module in model.named_modules():

@@ -12,12 +12,21 @@ from isoscale.nn.factors import Factors
 
 
 @dataclass(frozen=True)
+class Relative:
+    """What the optimiser gets, over what was tuned at the base: the factors that a user's own groups are scaled by."""
+
+    lr: float = 1.0
+    eps: float = 1.0
+    weight_decay: float = 1.0
+
+
+@dataclass(frozen=True)
 class ParamRow:
     """One parameter: everything that init, optimiser and casts need to know, and why.
 
     Args:
         name: normalised parameter name.
-        role: embedding, input, hidden, readout, gain, bias.
+        role: see `isoscale.rules.ROLES`.
         shape: of the tensor.
         fan_in, fan_out: features in and out of the weight.
         factors: see `Factors`.
@@ -26,6 +35,10 @@ class ParamRow:
         lr, eps, weight_decay, betas: what the optimiser gets, at peak.
         formats: of its matmuls, see `LayerFormats`.
         reasons: quantity -> readable product.
+        optimizer: the family that trains it.
+        relative: lr, eps and weight decay over the base's.
+        own_init: whether the initial values are the model's own, scaled to `init_std` (constants: to `init_value`).
+        hook: a multiplier on the weight that init and LR could not take, applied by a parametrization.
     """
 
     name: str
@@ -42,6 +55,10 @@ class ParamRow:
     betas: tuple[float, float]
     formats: LayerFormats
     reasons: Mapping[str, str]
+    optimizer: str = "adamw"
+    relative: Relative = Relative()
+    own_init: bool = False
+    hook: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reasons", MappingProxyType(dict(self.reasons)))
@@ -60,6 +77,7 @@ class ParamRow:
                 "betas": tuple(data["betas"]),
                 "factors": Factors(**data["factors"]),
                 "formats": LayerFormats(**data["formats"]),
+                "relative": Relative(**data["relative"]),
             }
         )
 
@@ -107,4 +125,5 @@ def _plain(row: ParamRow | SiteRow) -> dict[str, Any]:
     data["reasons"] = dict(row.reasons)
     if isinstance(row, ParamRow):
         data["factors"], data["formats"] = asdict(row.factors), row.formats.to_dict()
+        data["relative"] = asdict(row.relative)
     return data

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isoscale.config.scale import Scale
 from isoscale.formats.recipes import LayerFormats
 from isoscale.planning.names import pattern
 from isoscale.planning.rows import ParamRow, SiteRow
+
+if TYPE_CHECKING:
+    from isoscale.planning.plan import Plan
 
 
 def _number(value: float | None) -> str:
@@ -49,15 +52,17 @@ def _casts(rows: Sequence[ParamRow]) -> list[str]:
     return ["\n".join(lines)]
 
 
-def show_plan(
-    parametrisation: str, recipe: str, base: Scale | None, target: Scale, hps: Mapping[str, float],
-    rows: Sequence[ParamRow], sites: Sequence[SiteRow],
-) -> str:  # fmt: skip
+def _scale(scale: Scale) -> str:
+    return ", ".join(f"{k} {v}" for k, v in vars(scale).items() if v is not None)
+
+
+def show_plan(plan: Plan) -> str:
     """See `Plan.__str__`."""
-    sizes = ", ".join(f"{k} {v}" for k, v in vars(target).items() if v is not None)
-    text = [f"{parametrisation}, recipe {recipe}: {sizes}"]
-    if base is not None:
-        text.append("base: " + ", ".join(f"{k} {v}" for k, v in vars(base).items() if v is not None))
+    rows, sites = plan.rows, plan.sites
+    trained = "" if plan.optimizer == "adamw" else f", {plan.optimizer}"
+    text = [f"{plan.parametrisation}{trained}, recipe {plan.recipe}: {_scale(plan.target)}"]
+    if plan.base is not None:
+        text.append(f"base: {_scale(plan.base)}")
     lines = []
     for name, row, count in _fold(rows, ("shape", "lr", "init_std", "weight_decay", "eps")):
         shape = "x".join(str(extent) for extent in row.shape)
@@ -74,6 +79,9 @@ def show_plan(
     ]
     if lines:
         text.append(_table(["site (multipliers other than 1)", "multiplier", "expected rms"], lines))
+    if plan.clip is not None:
+        text.append(f"clip: gradient norm {_number(plan.clip)}")
+    text += [textwrap.fill(f"note: {note}", 80, subsequent_indent="      ") for note in plan.notes]
     return "\n\n".join(text)
 
 

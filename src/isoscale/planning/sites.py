@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from dataclasses import replace
 
 from torch import nn
 
@@ -19,13 +20,15 @@ Prediction = Mapping[tuple[str, str], tuple[float, str]]
 """(path, port) -> expected rms and its reason."""
 
 
-def predictions(model: nn.Module, hps: Mapping[str, float], stack: str, seq_len: int) -> Prediction:
+def predictions(
+    model: nn.Module, hps: Mapping[str, float], stack: str, seq_len: int, share: float
+) -> Prediction:
     """Expected scales of a decoder's sites that depend on how positions correlate; empty for other models."""
     if not isinstance(model, Decoder) or seq_len > LONGEST:
         return {}
     config = model.config
     blocks = decoder_scales(
-        transformer_residual_taus(2 * config.depth, hps["alpha_res"], hps["alpha_res_attn_ratio"]),
+        transformer_residual_taus(2 * config.depth, hps["alpha_res"], hps["alpha_res_attn_ratio"], share),
         length=seq_len, vocab=config.vocab, head_size=config.head_size,
         logit_scale=hps["alpha_attn"] / config.head_size, act_mult=hps["alpha_ffn_act"],
     )  # fmt: skip
@@ -44,23 +47,27 @@ def predictions(model: nn.Module, hps: Mapping[str, float], stack: str, seq_len:
 
 def site_rows(
     model: nn.Module, table: Table, hps: Mapping[str, float], sizes: Mapping[str, float], depth: int, recipe: Recipe,
-    linear: Container[str], predicted: Prediction,
+    linear: Container[str], predicted: Prediction, tied: bool,
 ) -> tuple[SiteRow, ...]:  # fmt: skip
     """One row per site that the model describes; none for a model that describes none."""
     described = getattr(model, "sites", None)
     if described is None:
         return ()
-    taus = transformer_residual_taus(2 * depth, hps["alpha_res"], hps["alpha_res_attn_ratio"]) if table.unit else ()
+    share = table.tau_share.evaluate(hps, sizes).number
+    taus = transformer_residual_taus(2 * depth, hps["alpha_res"], hps["alpha_res_attn_ratio"], share) if table.unit else ()
     rows = []
     for site in described():
         rule = table.sites[site.kind]
+        if site.kind == "readout" and tied and table.tied_readout is not None:
+            rule = replace(rule, multiplier=table.tied_readout)
         reasons: dict[str, str] = {}
         multiplier = expected = None
         if rule.multiplier == "tau":
             multiplier = taus[site.index]
             reasons["multiplier"] = (
                 f"{show_number(multiplier)} = tau of branch {site.index} of {2 * depth} (alpha_res "
-                f"{show_number(hps['alpha_res'])}, alpha_res_attn_ratio {show_number(hps['alpha_res_attn_ratio'])})"
+                f"{show_number(hps['alpha_res'])}, alpha_res_attn_ratio {show_number(hps['alpha_res_attn_ratio'])}, "
+                f"a branch adds {show_number(share)} to the variance)"
             )
         elif rule.multiplier is not None and site.attr is not None:
             value = rule.multiplier.evaluate(hps, sizes)

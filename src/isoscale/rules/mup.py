@@ -2,13 +2,18 @@
 
 Ratios are to the base model's own fan-in of the same tensor, so a model at base size is the SP model bit for bit.
 Attention: 1/d logits relative to the base head size, i.e. alpha_attn x head_size^-1/2 x head_size_ratio^-1/2.
+The two other forms of the paper are the same training by the abc symmetry, and are made by it.
 Decay: lr x weight_decay of a hidden matrix is kept at its base value (the weight decay of a hidden matrix grows as its
 LR shrinks), as microsoft/mup's MuAdamW does.
 """
 
 from __future__ import annotations
 
-from isoscale.rules.monomial import Monomial, hp, size
+from collections.abc import Mapping
+from dataclasses import replace
+
+from isoscale.rules.monomial import ONE, Monomial, hp, size
+from isoscale.rules.shift import shift
 from isoscale.rules.standard import PLAIN_SITES
 from isoscale.rules.table import RoleRule, SiteRule, Table
 
@@ -36,3 +41,29 @@ MUP = Table(
     },
     needs_base=True,
 )
+
+
+def _form(name: str, moves: Mapping[str, Monomial], sites: Mapping[str, SiteRule]) -> Table:
+    table = MUP
+    for role, theta in moves.items():
+        table = shift(table, role, theta)
+    source = f"arXiv 2203.03466, {name.removeprefix('mup-')} (Adam)"
+    # A shared weight cannot move its embedding half without its readout half: the readout's site makes up for it.
+    tied = hp("alpha_out") * size("width_ratio", -1) * moves.get("embedding", ONE)
+    return replace(table, name=name, source=source, sites={**MUP.sites, **sites}, tied_readout=tied)
+
+
+MUP_TABLE3 = _form(
+    "mup-table3", {"readout": size("fan_in_ratio", -1)}, {"readout": SiteRule(hp("alpha_out"))},
+)  # fmt: skip
+"""The same without multipliers: the readout's 1/m moves into its init and LR."""
+
+MUP_TABLE9 = _form(
+    "mup-table9",
+    {"embedding": size("fan_out_ratio", -1 / 2), "readout": size("fan_in_ratio", -1 / 2)},
+    {
+        "embedding": SiteRule(hp("alpha_emb") * size("width_ratio", 1 / 2)),
+        "readout": SiteRule(hp("alpha_out") * size("width_ratio", -1 / 2)),
+    },
+)
+"""The same with one init variance, 1/m, for all weights."""

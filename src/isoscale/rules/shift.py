@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from isoscale._base.errors import PlanError, did_you_mean
+from isoscale._base.errors import PlanError
+from isoscale.rules.families import family
 from isoscale.rules.monomial import Monomial
-from isoscale.rules.table import Table
-
-_LR_POWER = {"adamw": 1.0, "sgd": 2.0}
-
+from isoscale.rules.table import RoleRule, Table
 
 def shift(table: Table, role: str, theta: Monomial, optimizer: str = "adamw") -> Table:
     """The table with one role's factor moved out of the forward by `theta`.
@@ -24,19 +22,15 @@ def shift(table: Table, role: str, theta: Monomial, optimizer: str = "adamw") ->
         table: the parametrisation to shift.
         role: which role moves.
         theta: the factor, e.g. `size("fan_in", 1/2)`; any positive monomial.
-        optimizer: `adamw` or `sgd`, whose law is applied.
+        optimizer: the family whose law is applied.
 
     Raises:
-        PlanError: an unknown optimiser, a theta that is not positive, a role whose input gradient has a factor of its
+        PlanError: an unknown optimiser or one whose updates no factor leaves alone, a theta that is not positive, a role whose input gradient has a factor of its
             own (no single theta moves both), or a constant non-zero init, which cannot be scaled.
     """
-    if optimizer not in _LR_POWER:
-        raise PlanError(
-            f"no abc law for the optimiser {optimizer!r}",
-            key="optimizer",
-            value=optimizer,
-            hint=did_you_mean(optimizer, _LR_POWER),
-        )
+    law = family(optimizer)
+    if not law.exact:
+        raise PlanError(f"the abc symmetry is not exact for {optimizer}", key="optimizer", value=optimizer)
     if not theta.coefficient > 0:
         raise PlanError("theta must be positive", key="theta", value=theta.coefficient)
     rule = table.role(role)
@@ -47,8 +41,15 @@ def shift(table: Table, role: str, theta: Monomial, optimizer: str = "adamw") ->
         )  # fmt: skip
     if rule.init_kind == "one":
         raise PlanError(f"the role {role!r} starts at the constant 1, which a shift would change", key=role)
-    power = _LR_POWER[optimizer]
-    moved = replace(
+    return replace(table, name=f"{table.name}+shift", roles={**table.roles, role: move(rule, theta, law.lr_power)})
+
+
+def move(rule: RoleRule, theta: Monomial, power: float) -> RoleRule:
+    """One role's columns after `theta` has left the forward, for an optimiser whose LR moves as theta^power.
+
+    Under SGD the coupled decay moves as theta^-2, which `theta^-power` is; eps scales with the gradient.
+    """
+    return replace(
         rule,
         forward=rule.forward / theta,
         init=rule.init * theta,
@@ -56,4 +57,3 @@ def shift(table: Table, role: str, theta: Monomial, optimizer: str = "adamw") ->
         eps=rule.eps / theta,
         weight_decay=rule.weight_decay / theta**power,
     )
-    return replace(table, name=f"{table.name}+shift", roles={**table.roles, role: moved})

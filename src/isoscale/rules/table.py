@@ -13,8 +13,20 @@ from typing import Literal
 from isoscale._base.errors import PlanError, did_you_mean
 from isoscale.rules.monomial import ONE, Monomial, hp
 
-ROLES = ("embedding", "input", "hidden", "readout", "gain", "bias")
-"""What a parameter is for. `input` is a dense layer whose fan-in does not grow with width."""
+ROLES = (
+    "embedding", "input", "hidden", "readout", "router", "gain", "bias", "vector", "finite", "final_norm",
+)  # fmt: skip
+"""What a parameter is for.
+
+embedding: a table looked up or added to the stream (tokens, positions, a class token); input: a dense layer or
+convolution whose fan-in does not grow with width; hidden: both fans grow, or the fan-in does inside the stack;
+readout: the fan-in grows, the fan-out (classes) does not; router: a readout inside the stack that chooses experts;
+gain: of a norm; bias; vector: any other parameter along the width (a Mamba's A_log, a layer scale); finite: no extent
+grows (a QK norm's gain shared over heads, a readout's bias); final_norm: gain and bias of the norm after the stack.
+"""
+
+_LIKE = {"router": "readout", "vector": "gain", "finite": "gain", "final_norm": "gain"}
+"""Where a table says nothing of a role, it is treated as this one."""
 
 SITE_KINDS = (
     "embedding", "norm", "hidden", "attn_logits", "attn_out", "branch", "residual_attn", "residual_ffn",
@@ -24,7 +36,7 @@ SITE_KINDS = (
 HP_DEFAULTS: Mapping[str, float] = MappingProxyType({
     "lr": 1.0, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "init_std": 0.02, "lr_embedding": 1.0,
     "alpha_emb": 1.0, "alpha_attn": 1.0, "alpha_ffn_act": 1.0, "alpha_res": 1.0, "alpha_res_attn_ratio": 1.0,
-    "alpha_out": 1.0, "alpha_loss": 1.0,
+    "alpha_out": 1.0, "alpha_loss": 1.0, "lr_rest": 1.0,
 })  # fmt: skip
 """Every hyperparameter that some table reads, in base units."""
 
@@ -74,11 +86,19 @@ class Table:
         source: paper and table.
         roles: role -> RoleRule.
         sites: site kind -> SiteRule.
-        stack_lr: an extra LR factor for parameters inside the depth stack.
+        stack_lr, stack_eps: extra factors for parameters inside the depth stack.
+        stack_grad: how the size of a gradient in the stack depends on depth.
+        run_lr, run_eps, run_decay: factors from batch and training length, for every parameter.
+        run_step_decay: the same for decay that is independent of the LR.
+        run_betas: the ratio m_B / m_D with which betas move; ONE where they do not.
+        betas: in which form they do.
+        tied_readout: the readout's forward factor where it shares the embedding's weight; None: as untied.
+        tau_share: under unit scaling, what one pair of branches adds to the variance of the stream.
         unit: whether it needs a model made of unit-scaled ops.
         independent_decay: whether decay is independent of the LR (else as torch has it: lr x weight_decay).
         needs_base: whether its rules hold ratios to a base.
         optimizer: the family that the LR column is for.
+        rest: table of the parameters that this optimiser does not train (Muon trains matrices only).
     """
 
     name: str
@@ -86,10 +106,21 @@ class Table:
     roles: Mapping[str, RoleRule]
     sites: Mapping[str, SiteRule]
     stack_lr: Monomial = ONE
+    stack_eps: Monomial = ONE
+    stack_grad: Monomial = ONE
+    run_lr: Monomial = ONE
+    run_eps: Monomial = ONE
+    run_decay: Monomial = ONE
+    run_step_decay: Monomial = ONE
+    run_betas: Monomial = ONE
+    betas: Literal["linear", "power", "constant"] = "constant"
+    tied_readout: Monomial | None = None
+    tau_share: Monomial = ONE
     unit: bool = False
     independent_decay: bool = False
     needs_base: bool = False
     optimizer: str = "adamw"
+    rest: Table | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", MappingProxyType(dict(self.roles)))
@@ -101,6 +132,7 @@ class Table:
         Raises:
             PlanError: the table has no such role.
         """
+        name = _LIKE.get(name, name) if name not in self.roles else name
         if name not in self.roles:
             raise PlanError(
                 f"{self.name} has no rule for the role {name!r}", key=name, hint=did_you_mean(name, self.roles)
@@ -112,14 +144,41 @@ class Table:
         return replace(self, roles={**self.roles, name: replace(self.role(name), **changes)})  # type: ignore[arg-type]
 
     def resolved(self, role: str, in_stack: bool) -> RoleRule:
-        """The rule of a role with the stack's LR factor and the decay mode worked in.
+        """The rule of a role with the factors of stack and run and the decay mode worked in.
 
         Independent decay (u-muP section 3.1): lr x weight_decay = weight_decay at peak, whatever the LR; it still
         follows the schedule. A role that is never decayed (gain, bias) stays so.
         """
         rule = self.role(role)
-        rate = rule.lr * self.stack_lr if in_stack else rule.lr
+        rate, eps = rule.lr * self.run_lr, rule.eps * self.run_eps
+        if in_stack:
+            rate, eps = rate * self.stack_lr, eps * self.stack_eps
         decay = rule.weight_decay
-        if self.independent_decay and decay.coefficient != 0:
-            decay = hp("weight_decay") / rate
-        return replace(rule, lr=rate, weight_decay=decay)
+        if decay.coefficient != 0:
+            decay = decay * self.run_decay
+            if self.independent_decay:
+                decay = hp("weight_decay") * self.run_step_decay / rate
+        return replace(rule, lr=rate, eps=eps, weight_decay=decay)
+
+    def scaled_beta(self, beta: float, ratio: float) -> float:
+        """See `scaled_beta`."""
+        return scaled_beta(beta, ratio, self.betas)
+
+
+def scaled_beta(beta: float, ratio: float, form: str) -> float:
+    """A beta tuned at the base, where the target takes `ratio` = m_B / m_D times as much of a run per step.
+
+    Raises:
+        PlanError: the linear form has left [0, 1).
+    """
+    if form == "constant" or ratio == 1.0:
+        return beta
+    if form == "power":
+        return float(beta**ratio)
+    out = 1.0 - (1.0 - beta) * ratio
+    if out < 0:
+        raise PlanError(
+            f"1 - beta = {1 - beta:g} times m_B / m_D = {ratio:g} leaves the range: no beta is {out:g}",
+            key="betas", value=beta, hint="betas='power' is beta^(m_B / m_D), which stays in (0, 1)",
+        )  # fmt: skip
+    return out

@@ -40,6 +40,7 @@ UMUP = Table(
         "loss_logits": SiteRule(hp("alpha_loss"), expected=hp("alpha_loss") * size("fan_in", -1 / 2)),
     },
     stack_lr=size("stack_depth", -1 / 2),
+    tau_share=size("stack_depth", -1),
     unit=True,
     independent_decay=True,
 )

@@ -256,12 +256,12 @@ class _Run:
                 for group, peak in zip(self.optimizer.param_groups, self.peaks):
                     group["lr"] = peak * factor
                 loss = self.gradients(step)
-                norm = float(nn.utils.clip_grad_norm_(self.parameters, cfg.clip or float("inf"), foreach=True))
+                norm = float(nn.utils.clip_grad_norm_(self.parameters, self.plan.clip or float("inf"), foreach=True))
                 self.torn = True
                 if abs(loss) < float("inf") and norm < float("inf"):
                     self.optimizer.step()
                     progress.in_a_row = 0
-                    progress.clipped += cfg.clip is not None and norm > cfg.clip
+                    progress.clipped += self.plan.clip is not None and norm > self.plan.clip
                 else:
                     self.refuse(step, loss, norm)
                 progress.step += 1

@@ -23,19 +23,25 @@ def decoder_config(config: RunConfig, vocab: int) -> DecoderConfig:
 
 def make_plan(config: RunConfig, model: nn.Module) -> Plan:
     """The plan of a config for its model (on any device, meta included)."""
-    base = config.base
-    batch_tokens = config.train.batch * config.data.seq_len
+    rules, base, tokens = config.rules, config.base, config.train.batch * config.data.seq_len
+    base_tokens = (base.batch or config.train.batch) * config.data.seq_len
+    steps = base.steps or config.train.steps * config.train.batch // (base.batch or config.train.batch)
+    small = Scale(width=base.width, depth=base.depth, batch_tokens=base_tokens, tokens=base_tokens * steps)
     return plan(
         model,
-        config.rules.parametrisation,
-        base=Scale(width=base.width, depth=base.depth) if base.width or base.depth else None,
-        target=Scale(batch_tokens=batch_tokens, tokens=batch_tokens * config.train.steps),
+        rules.parametrisation,
+        base=small if by_name(rules.parametrisation).needs_base and (base.width or base.depth) else None,
+        target=Scale(batch_tokens=tokens, tokens=tokens * config.train.steps),
         hps=config.hps.model_dump(),
+        alpha=rules.alpha, duration=rules.duration, duration_exponent=rules.duration_exponent,
+        tau_exponent=rules.tau_exponent, betas=rules.betas, final_norm_eps=rules.final_norm_eps,
+        axes=rules.axes, constant=rules.constant,
         recipe=config.numerics.recipe,
-        decay=config.rules.decay,
-        embedding_lr=config.rules.embedding_lr,
+        decay=rules.decay,
+        embedding_lr=rules.embedding_lr,
+        clip=config.train.clip,
         seq_len=config.data.seq_len,
-    )
+    )  # fmt: skip
 
 
 def meta_plan(config: RunConfig, vocab: int = 256) -> Plan:

@@ -1,0 +1,140 @@
+"""One rule and one parameter -> one row: every monomial becomes a number with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from isoscale._base.errors import PlanError, did_you_mean
+from isoscale.formats.recipes import PLAIN, Recipe
+from isoscale.nn.factors import Factors
+from isoscale.planning.roles import ParamInfo
+from isoscale.planning.rows import ParamRow, Relative
+from isoscale.rules import RoleRule, Table, Value
+from isoscale.rules.monomial import show_number
+from isoscale.rules.table import HP_DEFAULTS
+
+NOT_MATRICES = ("embedding", "gain", "bias", "vector", "finite", "final_norm")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rows of a plan share.
+
+    Args:
+        table: the rules.
+        hps: every hyperparameter, in base units.
+        recipe: low-precision recipe.
+        batch_tokens: of one step, where known.
+        beta_ratio: m_B / m_D.
+    """
+
+    table: Table
+    hps: Mapping[str, float]
+    recipe: Recipe
+    batch_tokens: int | None
+    beta_ratio: float
+
+
+def all_hps(said: Mapping[str, float] | None, table: Table) -> dict[str, float]:
+    """The user's hyperparameters over the defaults.
+
+    Raises:
+        PlanError: an unknown name, or a value that is not positive and finite.
+    """
+    out = dict(HP_DEFAULTS)
+    for name, value in (said or {}).items():
+        if name not in out:
+            raise PlanError(
+                f"unknown hyperparameter {name!r}", key=f"hps.{name}", value=value, hint=did_you_mean(name, HP_DEFAULTS)
+            )
+        if not math.isfinite(value) or value < 0 or (value == 0 and name not in ("weight_decay", "beta1", "beta2")):
+            raise PlanError(
+                f"{name} must be positive and finite",
+                key=f"hps.{name}",
+                value=value,
+                hint="for example 1.0" if table.unit else "for example 2**-8",
+            )
+        out[name] = float(value)
+    return out
+
+
+def _factors(
+    module: nn.Module, info: ParamInfo, setting: Setting, rule: RoleRule, sizes: Mapping[str, float],
+    reasons: dict[str, str],
+) -> Factors:  # fmt: skip
+    forward = rule.forward.evaluate(setting.hps, sizes)
+    reasons["forward"] = forward.reason
+    own = getattr(module, "factors", None)
+    if setting.table.unit and own is not None and len(info.shape) > 1:
+        told = own(setting.batch_tokens)
+        if not math.isclose(told.forward, forward.number, rel_tol=1e-9):
+            raise PlanError(
+                f"{info.name}: the op's forward factor {told.forward:.6g} is not the rule's {forward.number:.6g}",
+                key=info.name, hint="this layer has a role that its op was not made for",
+            )  # fmt: skip
+        reasons["input_grad"] = f"{show_number(told.input_grad)}, owned by {type(module).__name__}"
+        reasons["weight_grad"] = (
+            "1 / sqrt(tokens in the batch), owned by the op" if told.weight_grad is None
+            else f"{show_number(told.weight_grad)}, owned by {type(module).__name__} (batch_tokens "
+                 f"{setting.batch_tokens})"
+        )  # fmt: skip
+        return Factors(told.forward, told.input_grad, told.weight_grad)
+    back = rule.input_grad.evaluate(setting.hps, sizes) if rule.input_grad is not None else forward
+    return Factors(forward.number, back.number, forward.number)
+
+
+def rule_of(info: ParamInfo, table: Table) -> tuple[RoleRule, Table]:
+    """The rule of a parameter and the table it comes from (Muon's rest has another)."""
+    if table.rest is not None and (info.role != "hidden" or len(info.shape) != 2):
+        table = table.rest
+    return table.resolved(info.role, info.in_stack), table
+
+
+def betas_of(setting: Setting, table: Table, reasons: dict[str, str]) -> tuple[float, float]:
+    """Both betas at the target."""
+    told = setting.hps["beta1"], setting.hps["beta2"]
+    out = tuple(table.scaled_beta(beta, setting.beta_ratio) for beta in told)
+    shown = ", ".join(show_number(beta) for beta in out)
+    why = "as given" if out == told else (
+        f"{table.betas} rule on {show_number(told[0])}, {show_number(told[1])} "
+        f"(m_B / m_D {show_number(setting.beta_ratio)})"
+    )  # fmt: skip
+    reasons["betas"] = f"{shown} = {why}"
+    return out[0], out[1]
+
+
+def make_row(
+    info: ParamInfo, module: nn.Module, setting: Setting, rule: RoleRule, table: Table, sizes: Mapping[str, float],
+) -> ParamRow:  # fmt: skip
+    """The row of one parameter under its (perhaps shifted) rule."""
+    hps, recipe = setting.hps, setting.recipe
+    reasons: dict[str, str] = {}
+
+    def number(quantity: str, value: Value) -> float:
+        reasons[quantity] = value.reason
+        return value.number
+
+    factors = _factors(module, info, setting, rule, sizes, reasons)
+    if rule.init_kind == "normal":
+        init_std, init_value = number("init_std", rule.init.evaluate(hps, sizes)), None
+    else:
+        init_std, init_value = 0.0, 1.0 if rule.init_kind == "one" else 0.0
+        reasons["init_std"] = f"constant {init_value:g}"
+    matrix = len(info.shape) > 1 and info.role not in NOT_MATRICES
+    formats = recipe.formats(info.module_path) if matrix else PLAIN
+    if matrix:
+        reasons["formats"] = f"{formats} = recipe {recipe.name}"
+    ones = dict.fromkeys(hps, 1.0)
+    relative = Relative(*(getattr(rule, name).evaluate(ones, sizes).number for name in ("lr", "eps", "weight_decay")))
+    return ParamRow(
+        name=info.name, role=info.role, shape=info.shape, fan_in=info.fan_in, fan_out=info.fan_out, factors=factors,
+        init_std=init_std, init_value=init_value, lr=number("lr", rule.lr.evaluate(hps, sizes)),
+        eps=number("eps", rule.eps.evaluate(hps, sizes)),
+        weight_decay=number("weight_decay", rule.weight_decay.evaluate(hps, sizes)),
+        betas=betas_of(setting, table, reasons), formats=formats, reasons=reasons, optimizer=table.optimizer,
+        relative=relative,
+    )  # fmt: skip

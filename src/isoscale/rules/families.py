@@ -1,0 +1,125 @@
+"""Optimiser families: how a table for Adam becomes one for SGD, Lion, Muon or Adafactor.
+
+What differs is one fact: how an update depends on the size of the gradient and of the weight. With Adam's LR column
+known, the others follow: SGD's update carries the gradient, so its LR is Adam's divided by the gradient's size (this
+gives Tensor Programs V's SGD rows); a sign's does not, so Lion's is Adam's; Adafactor's carries the weight's rms, so
+its LR is Adam's divided by the init std; Muon's matrix update has spectral norm 1 before its own shape factor, so the
+LR has to supply what is left of sqrt(fan_out / fan_in) (arXiv 2310.17813). Batch and length: SGD's LR is linear in
+m_B / m_D (its SDE), the others take Adam's square root; Muon's momentum is left alone, as its ports do.
+All of this but Adam's rows is derived here, not printed in the papers; SGD's width rows are Tensor Programs V's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from isoscale._base.errors import PlanError, did_you_mean
+from isoscale.rules.monomial import ONE, Monomial, hp, size
+from isoscale.rules.table import RoleRule, Table
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of optimiser.
+
+    Args:
+        name: as users type it.
+        classes: class names of optimisers that behave so.
+        lr_power: of theta in the abc symmetry (A, B, C) -> (A / theta, B theta, C theta^power).
+        exact: whether that symmetry is exact for it.
+        fields: keys that its parameter groups take besides lr and weight_decay.
+        derive: Adam's table -> this family's.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    lr_power: float
+    exact: bool
+    fields: tuple[str, ...]
+    derive: Callable[[Table], Table]
+
+
+def _sizes(monomial: Monomial) -> Monomial:
+    return Monomial(sizes=monomial.sizes)
+
+
+def _each(table: Table, change: Callable[[RoleRule], RoleRule], name: str, **fields: object) -> Table:
+    roles = {role: change(rule) for role, rule in table.roles.items()}
+    return replace(table, roles=roles, optimizer=name, **fields)  # type: ignore[arg-type]
+
+
+def _sgd(table: Table) -> Table:
+    def change(rule: RoleRule) -> RoleRule:
+        if not table.needs_base:  # standard practice has no rule to convert
+            return rule
+        grad = size("fan_out_ratio", -1) * _sizes(rule.forward)
+        decay = rule.weight_decay * grad if rule.weight_decay.coefficient else rule.weight_decay
+        return replace(rule, lr=rule.lr / grad, weight_decay=decay)
+
+    run = table.run_lr * table.run_decay  # what lr x decay moves by; all of it goes into SGD's LR
+    stack = table.stack_lr / table.stack_grad
+    return _each(table, change, "sgd", stack_lr=stack, run_lr=run, run_decay=ONE)
+
+
+def _sign(table: Table) -> Table:
+    return _each(table, lambda rule: rule, "lion")
+
+
+def _adafactor(table: Table) -> Table:
+    def change(rule: RoleRule) -> RoleRule:
+        if rule.init_kind != "normal":
+            return rule
+        init = _sizes(rule.init)
+        decay = rule.weight_decay * init if rule.weight_decay.coefficient else rule.weight_decay
+        return replace(rule, lr=rule.lr / init, weight_decay=decay)
+
+    return _each(table, change, "adafactor", betas="constant")
+
+
+def _muon(name: str, left: Monomial) -> Callable[[Table], Table]:
+    """`left`: what Muon's own shape factor leaves of sqrt(fan_out / fan_in)."""
+
+    def derive(table: Table) -> Table:
+        rest = _each(table, lambda rule: replace(rule, lr=rule.lr * hp("lr_rest")), "adamw")
+        hidden = table.role("hidden")
+        if not table.needs_base:
+            left_over, decay = ONE, hidden.weight_decay
+        else:
+            left_over, decay = left, hp("weight_decay") / left
+        rule = replace(hidden, lr=hp("lr") * left_over, weight_decay=decay)
+        return replace(table, roles={"hidden": rule}, optimizer=name, betas="constant", rest=rest)
+
+    return derive
+
+
+FAMILIES: Mapping[str, Family] = MappingProxyType({
+    family.name: family
+    for family in (
+        Family("adamw", ("AdamW", "Adam", "NAdam", "RAdam", "Adam8bit", "AdamW8bit"), 1.0, True,
+               ("betas", "eps"), lambda table: table),
+        Family("sgd", ("SGD",), 2.0, True, ("momentum",), _sgd),
+        Family("lion", ("Lion", "SignSGD", "Signum"), 1.0, True, ("betas",), _sign),
+        # torch.optim.Muon, adjust_lr_fn "original": updates times sqrt(max(1, fan_out / fan_in))
+        Family("muon", ("Muon",), 1.0, True, ("momentum",),
+               _muon("muon", size("fan_out_over_in_ratio", 1 / 2) * size("muon_original_ratio", -1))),
+        # adjust_lr_fn "match_rms_adamw": updates times 0.2 sqrt(max(fan_out, fan_in))
+        Family("muon-rms", (), 1.0, True, ("momentum",),
+               _muon("muon-rms", size("fan_out_over_in_ratio", 1 / 2) * size("muon_rms_ratio", -1))),
+        Family("adafactor", ("Adafactor",), 0.0, False, (), _adafactor),
+    )
+})  # fmt: skip
+
+
+def family(name: str) -> Family:
+    """A family by name.
+
+    Raises:
+        PlanError: unknown; the nearest ones are suggested.
+    """
+    if name not in FAMILIES:
+        raise PlanError(
+            f"unknown optimiser {name!r}", key="optimizer", value=name, hint=did_you_mean(name, FAMILIES)
+        )  # fmt: skip
+    return FAMILIES[name]
