@@ -1,0 +1,207 @@
+"""One forward, recorded: every ATen call becomes nodes of a graph, and the model is left as it was found.
+
+On the meta device nothing has a value. Operators whose *shape* or *truth* depends on values are answered with made-up
+ones: `nonzero` finds everything (so that every expert gets a token), `bool(all(x))` is true, a number is 0. A branch
+that such an answer does not take is not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from isoscale.planning.names import normalise
+from isoscale.planning.trace_graph import ACT, PARAM, Graph, Node, Source
+from isoscale.planning.trace_meta import answer, on_one_device
+from isoscale.planning.trace_translate import translate
+
+
+def _storage(tensor: torch.Tensor) -> int | None:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # a wrapper subclass without storage
+        return None
+
+
+def _carries(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records what runs under it.
+
+    Args:
+        model: whose parameters are told apart by normalised name.
+        example: the inputs; their floating point tensors are data.
+    """
+
+    def __init__(self, model: nn.Module, example: object) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph = Graph()
+        self.nodes: Any = WeakTensorKeyDictionary()
+        self.storages: dict[int, Node] = {}
+        self.kept = {storage: buffer for buffer in (*model.buffers(), *model.parameters())
+                     if (storage := _storage(buffer)) is not None}  # fmt: skip
+        self.saved: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for raw, parameter in model.named_parameters():
+            shape = tuple(parameter.shape)
+            whole = Source(normalise(raw), tuple(frozenset({dim}) for dim in range(len(shape))))
+            node = self.graph.emit("param", [], shape, level=PARAM, sources=[whole])
+            self.nodes[parameter] = node
+            if (storage := _storage(parameter)) is not None:
+                self.storages[storage] = node
+        for tensor in _tensors(example):
+            self.nodes[tensor] = self.graph.emit("input", [], tensor.shape, level=ACT if _carries(tensor) else 0)
+
+    def node(self, tensor: torch.Tensor) -> Node:
+        """The node of a tensor; one never seen is a constant, or a parameter under another handle (`.data`)."""
+        found: Node | None = self.nodes.get(tensor)
+        if found is None:
+            owner = self.storages.get(_storage(tensor) or -1)
+            if owner is not None:
+                sources = owner.sources if owner.shape == tuple(tensor.shape) else [
+                    Source(source.name, None) for source in owner.sources
+                ]  # fmt: skip
+                found = self.graph.emit("view", [owner], tensor.shape, name="data", sources=sources)
+            else:
+                known = tensor.dim() == 0 and not tensor.is_meta and not tensor.is_complex()
+                found = self.graph.emit("const", [], tensor.shape, value=float(tensor) if known else None)
+            self.nodes[tensor] = found
+        return found
+
+    def _noded(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self.node(value)
+        if isinstance(value, (list, tuple)):
+            return [self._noded(item) for item in value]
+        return value
+
+    def _protect(self, tensor: torch.Tensor) -> None:
+        owner = self.kept.get(_storage(tensor) or -1)
+        if owner is not None and not owner.is_meta and all(owner is not done for done, _ in self.saved):
+            self.saved.append((owner, owner.detach().clone()))
+
+    def restore(self) -> None:
+        """Undo what the forward wrote into buffers and parameters."""
+        for tensor, before in self.saved:
+            tensor.detach().copy_(before)
+
+    def _rebind(self, tensor: torch.Tensor, node: Node) -> None:
+        """After a write into `tensor`: it is `node` now, and whatever shares its memory is patched with it."""
+        storage = _storage(tensor)
+        if storage is not None:
+            for alias in list(self.nodes):
+                if alias is not tensor and _storage(alias) == storage:
+                    before = self.nodes[alias]
+                    whole = alias.numel() == tensor.numel()
+                    self.nodes[alias] = self.graph.emit(
+                        "same" if whole else "linear", [node] if whole else [before, node], alias.shape, name="patch"
+                    )
+        self.nodes[tensor] = node
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the call, then note it."""
+        kwargs = kwargs or {}
+        args, kwargs = on_one_device(args, kwargs, self._same_node)
+        name = func.overloadpacket.__name__ if isinstance(func, torch._ops.OpOverload) else str(func)
+        inputs, named = self._noded(args), {key: self._noded(value) for key, value in kwargs.items()}
+        mutable = isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable
+        if mutable:
+            for tensor in _tensors((args, kwargs)):
+                self._protect(tensor)
+        hit, out = answer(name, args, kwargs, lambda tensor: self.node(tensor).name)
+        if not hit:
+            out = func(*args, **kwargs)
+        results = list(_tensors(out))
+        nodes = translate(self.graph, name, inputs, named, [r.shape for r in results], [_carries(r) for r in results])
+        given = {id(tensor) for tensor in _tensors((args, kwargs))} if mutable else set()
+        for tensor, node in zip(results, nodes):
+            if id(tensor) in given:
+                self._rebind(tensor, node)
+            else:
+                self.nodes[tensor] = node
+        return out
+
+    def _same_node(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        self.nodes[new] = self.node(old)
+
+
+@contextmanager
+def _paths(model: nn.Module, graph: Graph) -> Iterator[None]:
+    """Keep `graph.path` at the innermost running module of the model."""
+    names = {id(module): normalise(path) for path, module in model.named_modules()}
+    stack: list[str] = [""]
+
+    def enter(module: nn.Module, _args: Any) -> None:
+        stack.append(names.get(id(module), stack[-1]))
+        graph.path = stack[-1]
+
+    def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
+        stack.pop()
+        graph.path = stack[-1]
+
+    with ExitStack() as undo:
+        undo.callback(register_module_forward_pre_hook(enter).remove)
+        undo.callback(register_module_forward_hook(leave, always_call=True).remove)
+        yield
+
+
+@contextmanager
+def _still(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no fused fast paths, random state and buffer tables as they were, afterwards."""
+    modules = list(model.modules())
+    training = [module.training for module in modules]
+    buffers = [dict(module._buffers) for module in modules]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module in modules:
+            module.training = False
+        with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            torch.default_generator.manual_seed(0)
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode, table in zip(modules, training, buffers):
+            module.training = mode
+            if module._buffers != table and any(module._buffers.get(key) is not table[key] for key in table):
+                module._buffers.update(table)
+
+
+def record(model: nn.Module, example: object, call: Callable[[], object]) -> Graph:
+    """The graph of one forward.
+
+    Args:
+        model: in any mode and on any device; left as it was.
+        example: what the call hands to the model.
+        call: runs the forward.
+    """
+    recorder = Recorder(model, example)
+    with _still(model), _paths(model, recorder.graph):
+        try:
+            with recorder:
+                call()
+        finally:
+            recorder.restore()
+    return recorder.graph
