@@ -98,6 +98,8 @@ def test_commands_and_their_flags() -> None:
         "eval": sorted(["--data", "--batches", "--json"]),
         "generate": sorted(["--prompt", "--tokens", "--temperature", "--top-k", "--seed", "--json"]),
         "report": sorted(["--out", "--json"]),
+        "check": sorted(["--width", "--depth", "--rule", "--base-width", "--base-depth", "--steps", "--seeds", "--transfer",
+                         "--transfer-steps", "--lr", "--optimizer", "--data", "--out", "--quiet", "--json"]),
         "formats": ["--json"],
         "doctor": ["--json"],
     }  # fmt: skip

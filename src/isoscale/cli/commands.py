@@ -1,6 +1,7 @@
 """Registers every command, in the order in which a newcomer meets them."""
 
 from isoscale.cli.app import app
+from isoscale.cli.check import check
 from isoscale.cli.doctor import doctor
 from isoscale.cli.evaluate import evaluate
 from isoscale.cli.formats import app as formats_app
@@ -22,5 +23,6 @@ app.command("train", short_help="Train one model.")(train)
 app.command("eval", short_help="Evaluate a run's newest checkpoint.")(evaluate)
 app.command("generate", short_help="Sample text from a run.")(generate)
 app.command("report", short_help="Write one static HTML page about a folder.")(report)
+app.command("check", short_help="Does this model transfer?")(check)
 app.add_typer(formats_app, name="formats", short_help="Number formats: list, show, measure on a file.")
 app.command("doctor", short_help="Say what this machine can do.")(doctor)
