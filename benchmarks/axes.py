@@ -50,7 +50,7 @@ AXES = ("width", "depth", "batch", "duration")
 def cell(scheme: str, end: str, log2_lr: int, seed: int, off: bool = False) -> Cell:
     """One run; `off` switches the end's own rule off."""
     settings, _ = SCHEMES[scheme]
-    base, axis, changes = ENDS[end] if end in ENDS else (end, "", {})
+    base, axis, changes = ENDS.get(end, (end, "", {}))
     rule = {"rules.axes": [name for name in AXES if name != axis]} if off else {}
     return {
         "label": {"scheme": scheme, "end": end, "off": off, "log2_lr": log2_lr, "seed": seed},

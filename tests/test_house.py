@@ -71,8 +71,8 @@ def test_import_and_help_load_no_torch_and_are_quick(code: str) -> None:
 
 def test_public_names() -> None:
     assert isoscale.__all__ == [
-        "IsoscaleError", "Plan", "RunConfig", "RunResult", "Scale", "config", "formats", "models", "nn", "numerics",
-        "plan", "planning", "presets", "probe", "report", "rules", "sweep", "train",
+        "IsoscaleError", "Plan", "RunConfig", "RunResult", "Scale", "config", "export", "formats", "infer_roles",
+        "models", "nn", "numerics", "plan", "planning", "presets", "probe", "report", "rules", "sweep", "train",
     ]  # fmt: skip
     for name in isoscale.__all__:
         assert getattr(isoscale, name) is not None

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from isoscale import config, formats, models, nn, numerics, planning, presets, probe, report, rules, sweep
     from isoscale._base.errors import IsoscaleError
     from isoscale.config import RunConfig, Scale
-    from isoscale.planning import Plan, plan
+    from isoscale.planning import Plan, export, infer_roles, plan
     from isoscale.train import RunResult, train
 
 __version__ = "0.1.0"
@@ -23,14 +23,16 @@ _NAMES = {
     "RunConfig": "isoscale.config",
     "RunResult": "isoscale.train",
     "Scale": "isoscale.config",
+    "export": "isoscale.planning",
+    "infer_roles": "isoscale.planning",
     "plan": "isoscale.planning",
     "train": "isoscale.train",
 }
 _FOLDERS = ("config", "formats", "models", "nn", "numerics", "planning", "presets", "probe", "report", "rules", "sweep")
 
 __all__ = [
-    "IsoscaleError", "Plan", "RunConfig", "RunResult", "Scale", "config", "formats", "models", "nn", "numerics",
-    "plan", "planning", "presets", "probe", "report", "rules", "sweep", "train",
+    "IsoscaleError", "Plan", "RunConfig", "RunResult", "Scale", "config", "export", "formats", "infer_roles",
+    "models", "nn", "numerics", "plan", "planning", "presets", "probe", "report", "rules", "sweep", "train",
 ]  # fmt: skip
 
 

@@ -1,22 +1,38 @@
-"""Rows onto a real model: initial weights and site multipliers.
+"""Rows onto a real model: initial weights, site multipliers, hooks for multipliers that nothing else could take.
 
-Each tensor is drawn from its own stream, named by (seed, parameter), in fp32 on the CPU. That costs a copy at start-up
-and buys the same bits on any device, mesh and order of construction.
+isoscale's models are drawn: each tensor from its own stream, named by (seed, parameter), in fp32 on the CPU. That costs
+a copy at start-up and buys the same bits on any device, mesh and order of construction. A foreign model keeps the
+values it was built with, scaled to the row's standard deviation where they are not there already: applying twice
+changes nothing, and at base = target nothing changes at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils import parametrize
 
 from isoscale._base.errors import PlanError
 from isoscale._base.rng import stream
 from isoscale.planning.groups import match
+from isoscale.planning.inits import config_of, noise, read
 from isoscale.planning.names import normalise
 from isoscale.planning.rows import ParamRow, SiteRow
+
+
+class Multiplier(nn.Module):
+    """A parametrization `w -> factor w`: the forward sees the product, the optimiser the weight."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight * self.factor
 
 
 def _initial(row: ParamRow, seed: int) -> torch.Tensor:
@@ -26,9 +42,31 @@ def _initial(row: ParamRow, seed: int) -> torch.Tensor:
     return torch.randn(row.shape, generator=generator).mul_(row.init_std)
 
 
+def _put(parameter: nn.Parameter, value: torch.Tensor) -> None:
+    if isinstance(parameter, DTensor):
+        parameter.copy_(distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements))
+    else:
+        parameter.copy_(value)
+
+
+def _scale_own(row: ParamRow, parameter: nn.Parameter, config: Any) -> None:
+    """Bring the model's own values to the row's; untouched where they are there up to sampling noise."""
+    found = read(parameter, row.fan_in, config)
+    if row.init_value is not None:
+        if found.constant is not None and found.constant != row.init_value:
+            parameter.fill_(row.init_value)
+        return
+    if row.init_std == 0 or not found.std:
+        return
+    if abs(found.std / row.init_std - 1) > min(0.1, noise(parameter.numel())) or found.law != "as measured":
+        factor = row.init_std / found.std
+        if abs(factor - 1) > 1e-9:
+            parameter.mul_(factor)
+
+
 @torch.no_grad()
 def apply_plan(
-    rows: Sequence[ParamRow], sites: Sequence[SiteRow], model: nn.Module, *, seed: int, init: bool
+    rows: Sequence[ParamRow], sites: Sequence[SiteRow], model: nn.Module, *, seed: int, init: bool, draw: bool
 ) -> nn.Module:
     """See `Plan.apply`."""
     pairs = match(rows, model)
@@ -44,14 +82,42 @@ def apply_plan(
                     hint="make the plan from this model: iso.plan(model, ...)",
                 )
             setattr(modules[site.path], site.attr, site.multiplier)
-    if not init:
-        return model
-    for row, parameter in pairs:
+    config = config_of(model)
+    for row, parameter in pairs if init else ():
         if parameter.is_meta:
             raise PlanError(f"{row.name} is on the meta device", key=row.name, hint="model.to_empty(device=...) first")
-        value = _initial(row, seed).to(parameter.dtype)
-        if isinstance(parameter, DTensor):
-            parameter.copy_(distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements))
+        if row.own_init and not draw:
+            if parameter.requires_grad:  # what is frozen was trained elsewhere
+                _scale_own(row, parameter, config)
+        elif row.own_init and row.init_value is None and row.init_std == 0:
+            raise PlanError(
+                f"{row.name} starts at values that only the model itself knows", key=row.name,
+                hint="build the model for real and apply without draw=True",
+            )  # fmt: skip
         else:
-            parameter.copy_(value)
+            _put(parameter, _initial(row, seed).to(parameter.dtype))
+    for row, _ in pairs:
+        if row.hook != 1:
+            _hook(modules, row)
     return model
+
+
+def _hook(modules: dict[str, nn.Module], row: ParamRow) -> None:
+    path, _, local = row.name.rpartition(".")
+    module = modules[path]
+    if parametrize.is_parametrized(module, local):
+        for one in module.parametrizations[local]:  # type: ignore[index,union-attr]
+            if isinstance(one, Multiplier):
+                one.factor = row.hook
+                return
+    parametrize.register_parametrization(module, local, Multiplier(row.hook))
+
+
+def fold_hooks(model: nn.Module) -> None:
+    """Turn every `Multiplier` into plain weights, in place."""
+    for module in list(model.modules()):
+        if not parametrize.is_parametrized(module):
+            continue
+        for local, chain in list(module.parametrizations.items()):  # type: ignore[union-attr,operator]
+            if all(isinstance(one, Multiplier) for one in chain):
+                parametrize.remove_parametrizations(module, local, leave_parametrized=True)

@@ -78,15 +78,17 @@ class Plan:
             hint=did_you_mean(name, [row.name for row in self.rows])[:300],
         )
 
-    def apply(self, model: nn.Module, *, seed: int = 0, init: bool = True) -> nn.Module:
-        """Set the model's site multipliers and, unless `init` is False, draw its initial weights.
+    def apply(self, model: nn.Module, *, seed: int = 0, init: bool = True, draw: bool = False) -> nn.Module:
+        """Set the model's site multipliers and, unless `init` is False, its initial weights.
 
-        The draw of each tensor depends on (seed, name) alone: the same bits on any device, sharding or order.
+        isoscale's models are drawn: each tensor depends on (seed, name) alone, the same bits on any device, sharding
+        or order. Any other model keeps its own values, scaled in place to what the rows say; applying twice changes
+        nothing. With `draw` such a model is drawn too, for one that comes from `to_empty` and has no values.
 
         Raises:
-            PlanError: the model's parameters and the rows do not match.
+            PlanError: the model's parameters and the rows do not match, or one that only the model can start.
         """
-        return apply_plan(self.rows, self.sites, model, seed=seed, init=init)
+        return apply_plan(self.rows, self.sites, model, seed=seed, init=init, draw=draw)
 
     def param_groups(
         self, model: nn.Module, groups: Sequence[Mapping[str, Any]] | None = None, *, part: str | None = None

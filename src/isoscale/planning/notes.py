@@ -1,0 +1,34 @@
+"""What may spoil a transfer, in words with the numbers: printed with the plan and raised as warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from isoscale.planning.sizes import Ratios
+from isoscale.rules import Table
+
+FAR = 16.0
+
+
+def range_notes(found: Ratios, table: Table, hps: Mapping[str, float], unused: int = 0) -> tuple[str, ...]:
+    """Notes on rules that leave the range in which they are known to hold."""
+    out = []
+    ratio = found.of_a_run
+    if table.needs_base and table.betas == "linear" and ratio > 1:
+        for name in ("beta1", "beta2"):
+            fresh = (1 - hps[name]) * ratio
+            if fresh > 0.5:
+                out.append(
+                    f"{name} {hps[name]:g} becomes {1 - fresh:g} at m_B / m_D = {ratio:g}: the linear rule is a first-order "
+                    f"one and leaves its range; betas='power' gives {hps[name] ** ratio:.3g}"
+                )
+    if found.batch > FAR:
+        out.append(f"the batch grows {found.batch:g} times: the square-root rule holds below the critical batch size only")
+    if not 1 / FAR <= found.tokens <= FAR:
+        out.append(
+            f"the training length changes {found.tokens:g} times: measured duration exponents reach from 0.28 to 0.5, which "
+            f"is a factor of {max(found.tokens, 1 / found.tokens) ** 0.2:.2g} in the LR"
+        )
+    if unused:
+        out.append(f"{unused} trainable parameters are not used by the forward")
+    return tuple(out)
