@@ -1,6 +1,7 @@
 """Models that isoscale did not make: Hugging Face, timm and hand-written ones, all from a config, tiny.
 
-Each builder is `NAME(width=64, depth=2) -> nn.Module`; width scales the number of heads (head size 16), depth the number of blocks.
+Each builder is `NAME(width=64, depth=2) -> nn.Module`; width scales the number of heads (head size 16), depth the
+number of blocks.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -133,9 +135,8 @@ def t5(width: int = 64, depth: int = 2, **changes: Any) -> nn.Module:
 
 def timm_vit(width: int = 64, depth: int = 2, **changes: Any) -> nn.Module:
     """An image classifier of timm."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    return VisionTransformer(
+    timm = pytest.importorskip("timm.models.vision_transformer", exc_type=ImportError)
+    return timm.VisionTransformer(
         img_size=32, patch_size=8, embed_dim=width, depth=depth, num_heads=width // HEAD, num_classes=10, **changes
     )
 

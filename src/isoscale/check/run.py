@@ -20,7 +20,7 @@ from isoscale.check.judge import Finding, Suspect, Trend, findings, suspect, ten
 from isoscale.check.measure import Row, coordinates, fingerprint, prepare
 from isoscale.check.settings import CheckSettings
 from isoscale.check.subject import Subject, resolve
-from isoscale.check.transfer import GRID, Transfer, sweep, train_loss
+from isoscale.check.transfer import EXPECTED, Transfer, sweep, train_loss
 from isoscale.train.folder import locked
 
 VERSION = 1
@@ -90,6 +90,7 @@ class _Cells:
         self.log = JsonLog(path)
         self.begun, self.work, self.left, self.done, self.total = time.perf_counter(), 0.0, 0.0, 0, 0
         self.say = ""
+        self.baseline: float | None = None
 
     def plan(self, models: Sequence[tuple[int, int]], runs: int, steps: int) -> None:
         """Announce work, so that the time left can be told."""
@@ -102,7 +103,7 @@ class _Cells:
         label = f"width {width}, depth {depth}, seed {seed}" + (f", lr x 2^{octave}" if kind == "transfer" else "")
         self.tell(label)
         ready = prepare(self.subject, settings, width, depth, seed, settings.peak_lr * 2.0**octave)
-        self.say = ready.task.say
+        self.say, self.baseline = ready.task.say, ready.task.baseline
         cell = {"kind": kind, "width": width, "depth": depth, "seed": seed, "octave": octave, "steps": steps}
         key = hashlib.sha256(json.dumps([cell, fingerprint(ready)]).encode()).hexdigest()[:16]
         work = float(width * width * depth * steps)
@@ -125,9 +126,9 @@ class _Cells:
 
 
 def _overall(found: Sequence[Finding], moved: Sequence[Transfer]) -> str:
-    if any(finding.ok is False for finding in found) or any(one.verdict == "refuted" for one in moved):
+    if any(finding.ok is False for finding in found) or any(one.found.verdict == "refuted" for one in moved):
         return "fails"
-    unsure = any(finding.ok is None for finding in found) or any(one.verdict == "undecided" for one in moved)
+    unsure = any(finding.ok is None for finding in found) or any(one.found.verdict == "undecided" for one in moved)
     return "undecided" if unsure else "passes"
 
 
@@ -161,7 +162,7 @@ def run_check(
             for axis, models in axes.items():
                 cells.plan(models, settings.seeds, settings.steps)
                 if settings.transfer:
-                    cells.plan(ends[axis], settings.seeds * len(GRID), settings.transfer_steps)
+                    cells.plan(ends[axis], settings.seeds * EXPECTED, settings.transfer_steps)
             found: list[Finding] = []
             parameters: list[Trend] = []
             suspects: list[Suspect] = []
@@ -174,9 +175,14 @@ def run_check(
                     suspects.append(first)
             moved = []
             for axis, models in ends.items() if settings.transfer else ():
-                sizes = {model[axis == "depth"]: model for model in models}
-                moved.append(sweep(axis, sizes, settings.peak_lr, settings.seeds,
-                                   lambda *cell: float(cells.run("transfer", *cell)["loss"])))  # fmt: skip
+                small, large = (model[axis == "depth"] for model in models)
+                at = dict(zip((small, large), models))
+
+                def losses(size: int, octave: int, at: dict[int, tuple[int, int]] = at) -> dict[int, float]:
+                    return {seed: float(cells.run("transfer", *at[size], seed, octave)["loss"])
+                            for seed in range(settings.seeds)}  # fmt: skip
+
+                moved.append(sweep(axis, (small, large), settings.peak_lr, cells.baseline, losses))
         finally:
             cells.log.close()
         notes = (*subject.notes, f"trained on: {cells.say}")

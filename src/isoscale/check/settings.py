@@ -47,7 +47,7 @@ class CheckSettings:
     optimizer: str = "adamw"
     data: str | None = None
     transfer: bool = False
-    transfer_steps: int = 120
+    transfer_steps: int = 200
 
     def __post_init__(self) -> None:
         for name in ("widths", "depths"):

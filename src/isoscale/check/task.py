@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from isoscale.models import Decoder
 from isoscale.train.data import TokenStream, load_corpus
 
 TEXT = "builtin:austen+web"
-BATCH, SEQ_LEN, IMAGES = 4, 64, 16
+BATCH, SEQ_LEN, IMAGES = 8, 64, 16
 _HINT = "return (model, example), or (model, batch, loss) with loss(model, batch) -> scalar"
 
 
@@ -33,11 +34,14 @@ class Task:
         batch: step -> batch.
         loss: (model, batch) -> scalar.
         say: what it is, in words.
+        baseline: loss in nats of predicting the next id from the one before; a run above it has hardly learned. None
+            where there is no such number.
     """
 
     batch: Callable[[int], Any]
     loss: Callable[[nn.Module, Any], Tensor]
     say: str
+    baseline: float | None = None
 
 
 def logits_of(output: Any) -> Tensor | None:
@@ -55,6 +59,16 @@ def call(model: nn.Module, example: Any) -> Any:
     if isinstance(example, Mapping):
         return model(**example)
     return model(*example) if isinstance(example, tuple) else model(example)
+
+
+@cache
+def bigram(vocab: int, data: str | None) -> float:
+    """Entropy of a byte of the text given the one before, modulo the vocabulary, in nats."""
+    ids = torch.from_numpy(load_corpus(data or TEXT, seq_len=SEQ_LEN).train[:1_000_000].astype("int64")) % vocab
+    top = int(ids.max()) + 1
+    counts = torch.bincount(ids[:-1] * top + ids[1:], minlength=top * top).view(top, top).double()
+    likely = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    return float(-torch.special.xlogy(counts, likely).sum() / counts.sum())
 
 
 def text_stream(vocab: int, batch: int, seq_len: int, seed: int, data: str | None) -> Callable[[int], Any]:
@@ -82,7 +96,7 @@ def _text(vocab: int, shape: tuple[int, int], seed: int, data: str | None, run: 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         return _next_token(run(model, batch[0]), batch[1])
 
-    return Task(text_stream(vocab, *shape, seed, data), loss, "next byte of text")
+    return Task(text_stream(vocab, *shape, seed, data), loss, "next byte of text", bigram(vocab, data))
 
 
 def _labelled(model: nn.Module, example: Any, seed: int) -> Task:
@@ -165,7 +179,7 @@ def make_task(built: Built, seed: int, data: str | None) -> Task:
         return Task(lambda step: example, built.loss, "its own batch and loss")
     if isinstance(model, Decoder):
         draw = text_stream(model.config.vocab, BATCH, SEQ_LEN, seed, data)
-        return Task(draw, lambda m, batch: m(*batch), "next byte of text")
+        return Task(draw, lambda m, batch: m(*batch), "next byte of text", bigram(model.config.vocab, data))
     if example is None:
         task = _hugging_face(model, getattr(model, "config", None), seed, data)
         return task or _unsaid(model, seed, data)

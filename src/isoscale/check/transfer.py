@@ -1,8 +1,8 @@
 """The transfer check: does the best learning rate of the smallest model also suit the largest?
 
 A flat coordinate check does not prove transfer, so this trains: each LR of a grid with factor 2, at the smallest and
-the largest size of each axis, on paired data. Warm-up over a tenth of the steps, then linear to zero. The grid grows by
-one LR on a side where an end is not 0.05 nats worse than the best.
+the largest size of each axis, on paired data. Warm-up over a tenth of the steps, then linear to zero. The grid grows on
+a side until the end there is 0.05 nats worse than the best.
 """
 
 from __future__ import annotations
@@ -17,10 +17,31 @@ import numpy as np
 from isoscale.check.fit import EDGE, Curve, Optimum, cost_of, optimum, shift
 from isoscale.check.measure import Ready
 
-GRID, WIDEST = (-2, -1, 0, 1, 2), 9
+START, WIDEST, EXPECTED = (-1, 0, 1), 9, 6
 OCTAVES, NATS = 0.5, 0.01
-RunOne = Callable[[int, int, int, int], float]
-"""(width, depth, seed, octaves from --lr) -> loss."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What two LR curves say of each other.
+
+    Args:
+        best_small: fitted optimum of the smaller model, in log2 LR.
+        best_large: of the larger.
+        octaves: how far the optimum moved: (mean, low, high).
+        cost: nats lost at the large size by using the small one's optimum: (mean, low, high).
+        verdict: confirmed, refuted or undecided.
+        edge: whether an optimum lies at an end of the LRs tried.
+        learned: whether both models got below the baseline.
+    """
+
+    best_small: Optimum
+    best_large: Optimum
+    octaves: tuple[float, float, float]
+    cost: tuple[float, float, float]
+    verdict: str
+    edge: bool
+    learned: bool
 
 
 @dataclass(frozen=True)
@@ -31,29 +52,20 @@ class Transfer:
         axis: `width` or `depth`.
         small: size that the LR is tuned at.
         large: size that it is carried to.
-        best_small: fitted optimum there, in log2 LR.
-        best_large: likewise.
-        octaves: how far the optimum moved: (mean, low, high).
-        cost: nats lost at the large size by using the small one's optimum: (mean, low, high).
-        verdict: confirmed, refuted or undecided.
-        edge: whether an optimum lies at an end of the LRs tried.
+        found: the comparison.
         curves: size -> log2 LR -> seed -> loss.
     """
 
     axis: str
     small: int
     large: int
-    best_small: Optimum
-    best_large: Optimum
-    octaves: tuple[float, float, float]
-    cost: tuple[float, float, float]
-    verdict: str
-    edge: bool
+    found: Verdict
     curves: Mapping[int, Curve]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values, flat."""
+        sizes = {"axis": self.axis, "small": self.small, "large": self.large}
+        return {**sizes, **asdict(self.found), "curves": {size: dict(curve) for size, curve in self.curves.items()}}
 
 
 def train_loss(ready: Ready, steps: int) -> float:
@@ -82,44 +94,50 @@ def _ends(curve: Curve) -> tuple[bool, bool]:
     return mean[0] < min(mean) + EDGE, mean[-1] < min(mean) + EDGE
 
 
-def judge(small: Curve, large: Curve) -> tuple[tuple[float, float, float], tuple[float, float, float], str, bool]:
-    """Octaves, cost, verdict, and whether an optimum lies at an edge.
+def bracket(start: list[int], lr: float, run: Callable[[int], dict[int, float]]) -> dict[float, dict[int, float]]:
+    """A curve around its minimum: LRs are added on a side until its end is 0.05 nats worse, nine at most."""
+    grid, found = list(start), {octave: run(octave) for octave in start}
+    while True:
+        curve = {math.log2(lr) + octave: found[octave] for octave in sorted(grid)}
+        low, high = _ends(curve)
+        if len(grid) >= WIDEST or not (low or high):
+            return curve
+        grid += [min(grid) - 1] if low else [max(grid) + 1]
+        found[grid[-1]] = run(grid[-1])
+
+
+def judge(small: Curve, large: Curve, baseline: float | None) -> Verdict:
+    """What two curves say.
 
     Confirmed: the interval of the shift lies within half an octave, or that of the cost below 0.01 nats. Refuted: both
-    lie wholly beyond. An optimum at an edge of the grid decides nothing, unless the cost is already too high.
+    lie wholly beyond. Undecided where an optimum is at an edge (unless the cost is too high already), or a model has
+    not learned more than the baseline.
     """
-    octaves, cost = shift(small, large), cost_of(large, optimum(small).at)
+    best = optimum(small), optimum(large)
+    octaves, cost = shift(small, large), cost_of(large, best[0].at)
     edge = any(any(_ends(curve)) for curve in (small, large))
+    learned = baseline is None or max(one.loss for one in best) < baseline
     _, low, high = octaves
-    away = low > OCTAVES or high < -OCTAVES
-    if away and cost[1] > NATS:
-        return octaves, cost, "refuted", edge
-    near = max(abs(low), abs(high)) <= OCTAVES
-    return octaves, cost, "confirmed" if not edge and (near or cost[2] <= NATS) else "undecided", edge
+    near = max(abs(low), abs(high)) <= OCTAVES or cost[2] <= NATS
+    away = (low > OCTAVES or high < -OCTAVES) and cost[1] > NATS
+    said = "refuted" if away else "confirmed" if near and not edge else "undecided"
+    return Verdict(*best, octaves, cost, said if learned else "undecided", edge, learned)
 
 
-def sweep(axis: str, models: Mapping[int, tuple[int, int]], lr: float, seeds: int, run: RunOne) -> Transfer:
+def sweep(
+    axis: str, sizes: tuple[int, int], lr: float, baseline: float | None, run: Callable[[int, int], dict[int, float]]
+) -> Transfer:
     """Sweep the LR at two sizes of one axis and compare the optima.
 
     Args:
         axis: `width` or `depth`.
-        models: size -> (width, depth), smallest and largest.
-        lr: middle of the grid.
-        seeds: runs per LR.
-        run: trains one model, or returns the loss it is known to have.
+        sizes: the smaller and the larger.
+        lr: where the grid starts.
+        baseline: loss below which a model has learned something; None if unknown.
+        run: (size, octaves from `lr`) -> seed -> loss.
     """
-    grid = list(GRID)
-    curves: dict[int, dict[float, dict[int, float]]] = {size: {} for size in models}
-    while True:
-        for size, model in models.items():
-            for octave in grid:
-                if (at := math.log2(lr) + octave) not in curves[size]:
-                    curves[size][at] = {seed: run(*model, seed, octave) for seed in range(seeds)}
-        low, high = (any(ends) for ends in zip(*(_ends(curve) for curve in curves.values())))
-        if len(grid) >= WIDEST or not (low or high):
-            break
-        grid = [*([grid[0] - 1] if low else []), *grid, *([grid[-1] + 1] if high else [])]
-    small, large = min(models), max(models)
-    octaves, cost, verdict, edge = judge(curves[small], curves[large])
-    return Transfer(axis, small, large, optimum(curves[small]), optimum(curves[large]), octaves, cost, verdict, edge,
-                    curves)  # fmt: skip
+    small, large = sizes
+    curve = bracket(list(START), lr, lambda octave: run(small, octave))
+    near = round(optimum(curve).at - math.log2(lr))
+    other = bracket([near - 1, near, near + 1], lr, lambda octave: run(large, octave))
+    return Transfer(axis, small, large, judge(curve, other, baseline), {small: curve, large: other})

@@ -102,12 +102,15 @@ def _verdict(result: CheckResult) -> list[str]:
         text = f"note: gradients below 10 x eps: {', '.join(drowned[:3])}" + (" ..." if len(drowned) > 3 else "")
         lines += textwrap.wrap(text, 80, subsequent_indent="  ", break_on_hyphens=False)
     for moved in result.transfer:
-        shift, cost = moved.octaves, moved.cost
-        lines.append(f"transfer, {moved.axis} {moved.small} to {moved.large}: {moved.verdict}")
-        lines.append(f"  best LR moves {shift[0]:+.2f} octaves [{shift[1]:+.2f}, {shift[2]:+.2f}]; keeping it costs "
-                     f"{cost[0]:.3f} nats [{cost[1]:.3f}, {cost[2]:.3f}]")  # fmt: skip
-        if moved.edge:
+        found = moved.found
+        shift, cost = found.octaves, found.cost
+        lines.append(f"transfer, {moved.axis} {moved.small} to {moved.large}: {found.verdict}")
+        lines.append(f"  best LR moves {shift[0]:+.2f} octaves [{shift[1]:+.2f}, {shift[2]:+.2f}]")
+        lines.append(f"  keeping it costs {cost[0]:.3f} nats [{cost[1]:.3f}, {cost[2]:.3f}]")
+        if found.edge:
             lines.append("  an optimum lies at the edge of the LRs tried: choose another --lr")
+        if not found.learned:
+            lines.append("  the runs did not learn more than pairs of bytes: raise --transfer-steps")
     return lines
 
 
@@ -125,6 +128,17 @@ def screen(result: CheckResult, page: Path | None) -> str:
     return "\n".join(lines)
 
 
+def _page(out: Path) -> Path | None:
+    """The page, or None without plotly."""
+    from isoscale._base.errors import MissingDependencyError
+    from isoscale.report.check_page import write_check_page
+
+    try:
+        return write_check_page(out)
+    except MissingDependencyError:
+        return None
+
+
 def check(
     target: Annotated[str, typer.Argument(metavar="TARGET",
                       help="module:function, a Hugging Face config.json or its folder, or isoscale.")],
@@ -136,7 +150,7 @@ def check(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the coordinate check.")] = 5,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each size.")] = 3,
     transfer: Annotated[bool, typer.Option("--transfer", help="Sweep the LR too (minutes).")] = False,
-    transfer_steps: Annotated[int, typer.Option("--transfer-steps", min=10, help="Steps of its runs.")] = 120,
+    transfer_steps: Annotated[int, typer.Option("--transfer-steps", min=10, help="Steps of its runs.")] = 200,
     lr: Annotated[float | None, typer.Option("--lr", help="LR in base units: 1e-3, or 0.25 if unit-scaled.")] = None,
     optimizer: Annotated[str, typer.Option("--optimizer", help="adamw or sgd.")] = "adamw",
     data: Annotated[str | None, typer.Option("--data", help="Text file or folder.", metavar="PATH")] = None,
@@ -162,5 +176,5 @@ def check(
     )  # fmt: skip
     with check_bar(quiet) as bar:
         result = run_check(target, out, settings, on_status=bar)
-    emit(as_json, result.to_dict(), screen(result, None))
+    emit(as_json, result.to_dict(), screen(result, _page(out)))
     return 0 if result.passes else 1

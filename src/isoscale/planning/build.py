@@ -145,7 +145,8 @@ def plan(
         table = replace(table, independent_decay=decay == "independent")
     if embedding_lr == "constant":
         rule = table.role("embedding")
-        table = table.with_role("embedding", lr=replace(rule.lr, sizes={}))
+        plain_decay = replace(rule.weight_decay, sizes={})
+        table = table.with_role("embedding", lr=replace(rule.lr, sizes={}), weight_decay=plain_decay)
     _check_unit(model, table)
     if table.needs_base and base is None:
         raise PlanError(

@@ -7,18 +7,17 @@ layer (an embedding wants integers, a convolution an image, a linear layer a vec
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from isoscale._base.errors import PlanError
+from isoscale.models import Decoder
 from isoscale.planning.names import normalise
 
 _BATCH, _LENGTH, _IMAGE = 2, 8, 32
-_MANY = (8, 128)  # batch and length when some expert got no token
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,12 @@ class Example:
         kwargs: keyword arguments.
         signature: of the forward, for messages.
         said: where they come from, for messages.
-        longer: makes a larger example of the same kind; None where none is known.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     signature: str
     said: str
-    longer: Callable[[], Example] | None = field(default=None, repr=False)
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -79,17 +76,17 @@ def _required(model: nn.Module) -> list[str]:
     return [p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind in kinds]
 
 
-def _hugging_face(model: nn.Module, batch: int, length: int, device: torch.device) -> dict[str, Any] | None:
+def _hugging_face(model: nn.Module, device: torch.device) -> dict[str, Any] | None:
     config, main = getattr(model, "config", None), getattr(model, "main_input_name", None)
     if config is None or not isinstance(main, str) or not hasattr(config, "to_dict"):
         return None
     text = getattr(config, "text_config", None) or config
     takes = inspect.signature(model.forward).parameters
     vocab = getattr(text, "vocab_size", None)
-    longest = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or length
+    longest = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or _LENGTH
     out: dict[str, Any] = {}
     if isinstance(vocab, int):
-        ids = _ids(vocab, (batch, min(length, int(longest))), device)
+        ids = _ids(vocab, (_BATCH, min(_LENGTH, int(longest))), device)
         if "input_ids" in takes:
             out["input_ids"] = ids
         if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in takes:
@@ -97,7 +94,9 @@ def _hugging_face(model: nn.Module, batch: int, length: int, device: torch.devic
     vision = getattr(config, "vision_config", None) or config
     if "pixel_values" in takes and (main == "pixel_values" or hasattr(config, "vision_config")):
         size = _pair(getattr(vision, "image_size", None) or 4 * _IMAGE)
-        out["pixel_values"] = _noise((batch, getattr(vision, "num_channels", 3), *size), model, device)
+        out["pixel_values"] = _noise((_BATCH, getattr(vision, "num_channels", 3), *size), model, device)
+    if main == "input_features" and hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):
+        out[main] = _noise((_BATCH, config.num_mel_bins, 2 * config.max_source_positions), model, device)
     if main not in out:
         return None
     if "use_cache" in takes:
@@ -115,20 +114,20 @@ def _timm(model: nn.Module, device: torch.device) -> torch.Tensor | None:
     return _noise((_BATCH, channels, *(_pair(patches) if patches is not None else size)), model, device)
 
 
-def _first_layer(model: nn.Module, batch: int, length: int, device: torch.device) -> torch.Tensor | None:
+def _first_layer(model: nn.Module, device: torch.device) -> torch.Tensor | None:
     """By the first layer that has a say; tables of positions shorten the sequence."""
     tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            return _ids(module.num_embeddings, (batch, min(length, *tables)), device)
+            return _ids(module.num_embeddings, (_BATCH, min(_LENGTH, *tables)), device)
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             extents = (_IMAGE,) * (len(module.kernel_size))
-            return _noise((batch, module.in_channels, *extents), model, device)
+            return _noise((_BATCH, module.in_channels, *extents), model, device)
         if isinstance(module, nn.Linear):
-            return _noise((batch, module.in_features), model, device)
+            return _noise((_BATCH, module.in_features), model, device)
         if isinstance(module, (nn.TransformerEncoderLayer, nn.MultiheadAttention)):
             attend = module.self_attn if isinstance(module, nn.TransformerEncoderLayer) else module
-            return _noise((batch, length, int(attend.embed_dim)), model, device)
+            return _noise((_BATCH, _LENGTH, int(attend.embed_dim)), model, device)
     return None
 
 
@@ -168,26 +167,22 @@ def make_example(model: nn.Module, example: object = None) -> Example:
             f"an example is a tensor, a tuple or a dict, not a {type(example).__name__}", key="example", value=example,
             hint=f"the arguments of forward{signature}",
         )  # fmt: skip
-    return _guess(model, signature, device, _BATCH, _LENGTH)
+    return _guess(model, signature, device)
 
 
-def _guess(model: nn.Module, signature: str, device: torch.device, batch: int, length: int) -> Example:
-    bare = _bare(model)
-    more = None
-    if (batch, length) == (_BATCH, _LENGTH) and device.type != "meta":
-        def more() -> Example:  # fmt: skip
-            return _guess(model, signature, device, *_MANY)
-
-    said = "a guessed example"
-    if (named := _hugging_face(bare, batch, length, device)) is not None:
-        return Example((), named, signature, said, more)
+def _guess(model: nn.Module, signature: str, device: torch.device) -> Example:
+    bare, said = _bare(model), "a guessed example"
+    if isinstance(bare, Decoder):
+        return Example((_ids(bare.config.vocab, (_BATCH, _LENGTH), device),), {}, signature, said)
+    if (named := _hugging_face(bare, device)) is not None:
+        return Example((), named, signature, said)
     needs = _required(bare)
     if len(needs) <= 1:
         image = _timm(bare, device)
-        guess = image if image is not None else _first_layer(bare, batch, length, device)
+        guess = image if image is not None else _first_layer(bare, device)
         if guess is not None:
-            return Example((guess,), {}, signature, said, more)
+            return Example((guess,), {}, signature, said)
     raise PlanError(
-        f"no example input could be guessed for {type(bare).__name__}; its forward needs {', '.join(needs) or 'nothing'}",
+        f"no example can be guessed for {type(bare).__name__}, whose forward needs {', '.join(needs) or 'nothing'}",
         key="example", hint=f"give example= (a tensor, a tuple or a dict) for forward{signature}",
     )  # fmt: skip

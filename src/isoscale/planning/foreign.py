@@ -22,6 +22,7 @@ from isoscale.planning.growth import named, partners
 from isoscale.planning.hf import base_from_scale, config_scale
 from isoscale.planning.inits import config_of, initial, real_base
 from isoscale.planning.names import normalise
+from isoscale.planning.notes import range_notes
 from isoscale.planning.numbers import Setting, make_row, rule_of
 from isoscale.planning.plan import Plan
 from isoscale.planning.roles import ParamInfo
@@ -29,7 +30,6 @@ from isoscale.planning.rows import ParamRow
 from isoscale.planning.sizes import Ratios, ratios, shared_sizes, sizes_of
 from isoscale.planning.temperature import temperature_sites
 from isoscale.planning.trace import Trace, trace
-from isoscale.planning.notes import range_notes
 from isoscale.rules import Monomial, Options, RoleRule, Scale, Table, family
 from isoscale.rules.monomial import show_number
 from isoscale.rules.shift import move

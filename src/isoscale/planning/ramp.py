@@ -48,13 +48,15 @@ def _moved(row: ParamRow, table: Table, sizes: Mapping[str, float], betas: tuple
     def factor(monomial: Monomial) -> float:
         return monomial.evaluate({}, sizes).number
 
-    lr, eps = factor(table.run_lr), factor(table.run_eps)
-    decay = factor(table.run_step_decay / table.run_lr if table.independent_decay else table.run_decay)
+    run = table.run
+    lr, eps = factor(run.lr), factor(run.eps)
+    decay = factor(run.step_decay / run.lr if table.independent_decay else run.decay)
     reasons = dict(row.reasons)
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", decay)):
         if value != 1:
             reasons[name] += f", times {show_number(value)} for the batch or length it was moved to"
-    reasons["betas"] = f"{show_number(betas[0])}, {show_number(betas[1])} = {table.betas} rule, at the new batch or length"
+    shown = ", ".join(show_number(beta) for beta in betas)
+    reasons["betas"] = f"{shown} = {table.betas} rule, at the new batch or length"
     relative = Relative(row.relative.lr * lr, row.relative.eps * eps, row.relative.weight_decay * decay)
     return replace(row, lr=row.lr * lr, eps=row.eps * eps, weight_decay=row.weight_decay * decay, betas=betas,
                    relative=relative, reasons=reasons)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -93,10 +94,10 @@ def sizes_of(info: ParamInfo, base: ParamInfo, shared: Mapping[str, float], opti
         base = info
 
     def original(of: ParamInfo) -> float:
-        return max(1.0, of.fan_out / of.fan_in) ** 0.5
+        return math.sqrt(max(1.0, of.fan_out / of.fan_in))
 
     def rms(of: ParamInfo) -> float:
-        return float(max(of.fan_out, of.fan_in) ** 0.5)
+        return math.sqrt(max(of.fan_out, of.fan_in))
 
     return {
         **shared, "fan_in": info.fan_in, "fan_out": info.fan_out, "fan_in_ratio": fan_in, "fan_out_ratio": fan_out,

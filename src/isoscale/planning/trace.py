@@ -9,13 +9,14 @@ does not touch is only listed as `unused`, and a branch in Python code that the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from torch import nn
 
 from isoscale._base.errors import PlanError
-from isoscale.planning.example import Example, make_example
+from isoscale.planning.example import make_example
 from isoscale.planning.names import normalise
 from isoscale.planning.trace_attention import attention, consumers, normalised, routes
 from isoscale.planning.trace_flow import Residual, ends, residuals
@@ -113,22 +114,22 @@ def trace(model: nn.Module, example: object = None) -> Trace:
         PlanError: no example could be guessed, or the forward failed on it.
     """
     inputs = make_example(model, example)
-    graph = _run(model, inputs)
-    idle = _unused(model, graph)
-    if idle and inputs.longer is not None:  # experts that got no token: more tokens find more of them
-        graph = _run(model, inputs.longer())
-        idle = _unused(model, graph)
-    return _read(graph, idle)
-
-
-def _run(model: nn.Module, inputs: Example) -> Graph:
+    on_meta = any(parameter.is_meta for parameter in model.parameters())
     try:
-        return record(model, (inputs.args, inputs.kwargs), lambda: model(*inputs.args, **inputs.kwargs))
+        graph = record(model, inputs.args, inputs.kwargs)
     except Exception as error:
+        more = "; on the meta device values are made up, a real copy may trace" if on_meta else ""
         raise PlanError(
             f"the forward of {type(model).__name__} failed on {inputs.said}: {type(error).__name__}: {error}",
-            key="example", hint=f"give example= (a tensor, a tuple or a dict) for forward{inputs.signature}",
+            key="example", hint=f"give example= (a tensor, a tuple or a dict) for forward{inputs.signature}{more}",
         ) from error  # fmt: skip
+    unused = _unused(model, graph)
+    if unused and not on_meta:
+        with suppress(Exception):  # experts that got no token: on meta every expert gets one
+            other = record(model, inputs.args, inputs.kwargs, on_meta=True)
+            if len(less := _unused(model, other)) < len(unused):
+                graph, unused = other, less
+    return _read(graph, unused)
 
 
 def _unused(model: nn.Module, graph: Graph) -> tuple[str, ...]:
@@ -179,13 +180,14 @@ def _use(g: Graph, found: list[Consumed], inside: frozenset[int], after: set[int
     weights = [one for one in found if one.kind in ("matmul", "conv")]
     contracted = {one.contracted for one in weights}
     steered = [one for one in found if one.kind in ("gain", "shift")]
+    within = any(one.at in inside for one in found)
     kinds: set[Kind] = {cast(Kind, one.kind) for one in found} or {"other"}
     return Use(
         kinds=frozenset(kinds),
         contracted=contracted.pop() if len(contracted) == 1 else None,
         groups=max((one.groups for one in weights), default=1),
-        inside=any(one.at in inside for one in found),
-        after=any(one.at in after for one in found),
+        inside=within,
+        after=not within and any(one.at in after for one in found),
         routes=any(
             one.kind == "matmul" and one.at not in after and routes(g, users, g.nodes[one.at]) for one in weights
         ),

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 _LARGEST = 1024  # elements whose nonzero is answered in full
+# Torch computes the extents of these in Python, in 0.3 ms a call: half the time of tracing a large model.
+_ELEMENTWISE = frozenset({"add", "sub", "mul", "div", "neg", "pow", "rsqrt", "silu", "gelu", "exp", "cos", "sin", "tanh"})
 Answer = tuple[bool, Any]
 
 
@@ -85,6 +87,11 @@ def answer(
         return True, x
     if not _meta(x):
         return False, None
+    if name in _ELEMENTWISE and not kwargs:
+        tensors = [value for value in args if isinstance(value, torch.Tensor)]
+        if all(tensor.is_meta and tensor.dtype == x.dtype and x.is_floating_point() for tensor in tensors):
+            alike = all(tensor.shape == x.shape for tensor in tensors)
+            return True, x.new_empty(x.shape if alike else torch.broadcast_shapes(*(t.shape for t in tensors)))
     if name == "_local_scalar_dense":
         zero = torch.zeros((), dtype=x.dtype).item()
         return True, True if x.dtype == torch.bool and made_by(x) == "all" else zero

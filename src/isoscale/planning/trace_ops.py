@@ -85,13 +85,30 @@ def add(g: Graph, a: Operand, b: Operand, shape: Shape, alpha: float = 1.0) -> N
     node = g.emit("add", [a, b], shape)
     parameters = [x for x in (a, b) if x.level == PARAM]
     if node.level == ACT:
-        for parameter in parameters:
+        for parameter in [*parameters, *(x for x in (a, b) if picked(g, x))]:
             g.consume(parameter, "shift", node)
     elif len(parameters) == 2:
         node.sources = aligned(a, shape) + aligned(b, shape)
     elif parameters:
         node.sources = aligned(parameters[0], shape, "affine")
     return node
+
+
+def picked(g: Graph, x: Node) -> bool:
+    """Whether x is rows that the data itself chose (each token's expert's bias), not rows looked up by the input."""
+    if x.level != ACT or not x.sources:
+        return False
+    table = g.nodes[max(source.lookup for source in x.sources)]
+    stack = [g.nodes[i] for i in table.inputs[1:]] if table.name != "embedding" else []
+    seen: set[int] = set()
+    while stack:
+        node = stack.pop()
+        if node.level == ACT:
+            return True
+        if node.id not in seen:
+            seen.add(node.id)
+            stack.extend(g.nodes[i] for i in node.inputs)
+    return False
 
 
 def _statistic(g: Graph, x: Node, of: Node) -> bool:

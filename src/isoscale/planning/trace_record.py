@@ -7,15 +7,15 @@ that such an answer does not take is not seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from isoscale.planning.names import normalise
 from isoscale.planning.trace_graph import ACT, PARAM, Graph, Node, Source
@@ -49,19 +49,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records what runs under it.
 
     Args:
-        model: whose parameters are told apart by normalised name.
+        parameters: by the name that `named_parameters` gives.
+        buffers: what else must be left as it was.
         example: the inputs; their floating point tensors are data.
     """
 
-    def __init__(self, model: nn.Module, example: object) -> None:
+    def __init__(
+        self, parameters: Mapping[str, torch.Tensor], buffers: Iterable[torch.Tensor], example: object
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = Graph()
         self.nodes: Any = WeakTensorKeyDictionary()
         self.storages: dict[int, Node] = {}
-        self.kept = {storage: buffer for buffer in (*model.buffers(), *model.parameters())
+        self.kept = {storage: buffer for buffer in (*buffers, *parameters.values())
                      if (storage := _storage(buffer)) is not None}  # fmt: skip
+        self.aliases: dict[int, dict[int, Callable[[], torch.Tensor | None]]] = {}
         self.saved: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for raw, parameter in model.named_parameters():
+        for raw, parameter in parameters.items():
             shape = tuple(parameter.shape)
             whole = Source(normalise(raw), tuple(frozenset({dim}) for dim in range(len(shape))))
             node = self.graph.emit("param", [], shape, level=PARAM, sources=[whole])
@@ -107,15 +111,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _rebind(self, tensor: torch.Tensor, node: Node) -> None:
         """After a write into `tensor`: it is `node` now, and whatever shares its memory is patched with it."""
         storage = _storage(tensor)
-        if storage is not None:
-            for alias in list(self.nodes):
-                if alias is not tensor and _storage(alias) == storage:
-                    before = self.nodes[alias]
-                    whole = alias.numel() == tensor.numel()
-                    self.nodes[alias] = self.graph.emit(
-                        "same" if whole else "linear", [node] if whole else [before, node], alias.shape, name="patch"
-                    )
+        for reference in self.aliases.get(storage or -1, {}).values():
+            alias = reference()
+            if alias is None or alias is tensor or _storage(alias) != storage:
+                continue
+            whole = alias.numel() == tensor.numel()
+            self.nodes[alias] = self.graph.emit(
+                "same" if whole else "linear", [node] if whole else [self.node(alias), node], alias.shape, name="patch"
+            )
         self.nodes[tensor] = node
+
+    def _share(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Remember that these tensors look at one memory."""
+        for tensor in tensors:
+            if (storage := _storage(tensor)) is not None:
+                self.aliases.setdefault(storage, {})[id(tensor)] = TensorWeakRef(tensor)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -134,6 +144,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = func(*args, **kwargs)
         results = list(_tensors(out))
         nodes = translate(self.graph, name, inputs, named, [r.shape for r in results], [_carries(r) for r in results])
+        if getattr(func, "is_view", False):
+            self._share((args[0], *results))
         given = {id(tensor) for tensor in _tensors((args, kwargs))} if mutable else set()
         for tensor, node in zip(results, nodes):
             if id(tensor) in given:
@@ -149,20 +161,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @contextmanager
 def _paths(model: nn.Module, graph: Graph) -> Iterator[None]:
     """Keep `graph.path` at the innermost running module of the model."""
-    names = {id(module): normalise(path) for path, module in model.named_modules()}
     stack: list[str] = [""]
 
-    def enter(module: nn.Module, _args: Any) -> None:
-        stack.append(names.get(id(module), stack[-1]))
-        graph.path = stack[-1]
+    def enter(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any) -> None:
+            stack.append(path)
+            graph.path = path
+
+        return hook
 
     def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
         stack.pop()
         graph.path = stack[-1]
 
     with ExitStack() as undo:
-        undo.callback(register_module_forward_pre_hook(enter).remove)
-        undo.callback(register_module_forward_hook(leave, always_call=True).remove)
+        for path, module in model.named_modules():
+            undo.callback(module.register_forward_pre_hook(enter(normalise(path)), prepend=True).remove)
+            undo.callback(module.register_forward_hook(leave, always_call=True).remove)
         yield
 
 
@@ -189,19 +204,38 @@ def _still(model: nn.Module) -> Iterator[None]:
                 module._buffers.update(table)
 
 
-def record(model: nn.Module, example: object, call: Callable[[], object]) -> Graph:
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, on_meta: bool = False) -> Graph:
     """The graph of one forward.
 
     Args:
         model: in any mode and on any device; left as it was.
-        example: what the call hands to the model.
-        call: runs the forward.
+        args: positional arguments of the forward.
+        kwargs: named arguments of the forward.
+        on_meta: run with stand-ins for all parameters, buffers and inputs on the meta device.
     """
-    recorder = Recorder(model, example)
+    parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
+    call: Callable[..., object] = model
+    if on_meta:
+        parameters = {name: tensor.detach().to("meta") for name, tensor in parameters.items()}
+        state = {**parameters, **{name: tensor.to("meta") for name, tensor in model.named_buffers()}}
+        args, kwargs = _to_meta(args), _to_meta(kwargs)
+
+        def call(*args: Any, **kwargs: Any) -> object:
+            return functional_call(model, state, args, kwargs)
+
+    recorder = Recorder(parameters, model.buffers(), (args, kwargs))
     with _still(model), _paths(model, recorder.graph):
         try:
             with recorder:
-                call()
+                call(*args, **kwargs)
         finally:
             recorder.restore()
     return recorder.graph
+
+
+def _to_meta(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to("meta")
+    if isinstance(value, Mapping):
+        return {key: _to_meta(item) for key, item in value.items()}
+    return type(value)(_to_meta(item) for item in value) if type(value) in (list, tuple) else value

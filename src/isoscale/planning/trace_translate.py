@@ -116,6 +116,17 @@ def _sdpa(g: Graph, a: Args, k: Mapping[str, Any], shape: Sequence[int]) -> Node
     return node
 
 
+def _recurrent(g: Graph, a: Args, k: Mapping[str, Any], shape: Sequence[int]) -> Node:
+    """A fused recurrent layer or cell: matrices [gates, in] and biases among the arguments."""
+    inputs = flat(list(a))
+    node = g.emit("fn", inputs, shape, name="recurrent", level=ACT)
+    for weight in inputs:
+        if weight.level == PARAM:
+            matrix = len(weight.shape) == 2
+            g.consume(weight, "matmul" if matrix else "shift", node, [1] if matrix else [])
+    return node
+
+
 def _pow(g: Graph, a: Args, k: Mapping[str, Any], shape: Sequence[int]) -> Node:
     return ops.same(g, a[0], shape) if a[1] == 1 else ops.other(g, "pow", flat(a), shape)
 
@@ -132,6 +143,8 @@ _HANDLERS: dict[str, Handler] = {
     "_batch_norm_no_update": _norm(1), "batch_norm": _norm(1), "layer_norm": _norm(2), "rms_norm": _norm(2),
     "embedding": _embedding, "_embedding_bag": _bag,
     "index": _index, "index_select": _index_select, "gather": _gather, "take": _gather, "copy_": _copy,
+    **dict.fromkeys(("mkldnn_rnn_layer", "lstm", "gru", "_cudnn_rnn", "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell",
+                     "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"), _recurrent),
     "sigmoid": lambda g, a, k, s: ops.other(g, "sigmoid", flat(a), s, "sigmoid"), "pow": _pow,
 }  # fmt: skip
 

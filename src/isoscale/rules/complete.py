@@ -13,17 +13,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from isoscale.rules.monomial import ONE, Monomial, hp, size
+from isoscale.rules.monomial import ONE, hp, size
 from isoscale.rules.options import Options
 from isoscale.rules.standard import PLAIN_SITES
-from isoscale.rules.table import RoleRule, SiteRule, Table
+from isoscale.rules.table import RoleRule, RunRule, SiteRule, Table
 
 _WIDTH_EPS = hp("eps") * size("fan_out_ratio", -1)
 _LOGITS = SiteRule(hp("alpha_attn") * size("head_size", -1 / 2) * size("head_size_ratio", -1 / 2))
 
 
-def run_factors(options: Options) -> dict[str, Monomial]:
-    """Factors of batch and training length for LR, eps, coupled and independent decay, and the betas' ratio.
+def run_rule(options: Options) -> RunRule:
+    """Factors of batch and training length.
 
     At an exponent other than 1/2 the paper's sentence about the decay is kept, not its product: 1 / (lr x decay) stays
     the same share of the run, so decay takes what the LR does not.
@@ -37,10 +37,7 @@ def run_factors(options: Options) -> dict[str, Monomial]:
         share = share * size("tokens_per_parameter_ratio", options.tau_exponent)
     whole = length == "iso-horizon"
     eps_tokens = tokens ** (1 / 2) if whole else ONE
-    return {
-        "run_lr": lr, "run_eps": batch ** (-1 / 2) * eps_tokens, "run_decay": share / lr, "run_step_decay": share,
-        "run_betas": batch * (tokens**-1 if whole else ONE),
-    }  # fmt: skip
+    return RunRule(lr, batch ** (-1 / 2) * eps_tokens, share / lr, share)
 
 
 def complete_d(options: Options) -> Table:
@@ -74,7 +71,7 @@ def complete_d(options: Options) -> Table:
         betas=options.betas,
         tied_readout=hp("alpha_out") * size("width_ratio", -1),  # derived: reference 1.3, CompleteP's form
         needs_base=True,
-        **run_factors(options),
+        run=run_rule(options),
     )
 
 
@@ -97,7 +94,7 @@ def completep(options: Options) -> Table:
         },
         sites={**table.sites, "readout": SiteRule(multiplier)},
         betas="constant", tied_readout=None,
-        run_lr=ONE, run_eps=ONE, run_decay=ONE, run_step_decay=ONE, run_betas=ONE,
+        run=RunRule(),
     )  # fmt: skip
 
 

@@ -58,9 +58,9 @@ def _sgd(table: Table) -> Table:
         decay = rule.weight_decay * grad if rule.weight_decay.coefficient else rule.weight_decay
         return replace(rule, lr=rule.lr / grad, weight_decay=decay)
 
-    run = table.run_lr * table.run_decay  # what lr x decay moves by; all of it goes into SGD's LR
-    stack = table.stack_lr / table.stack_grad
-    return _each(table, change, "sgd", stack_lr=stack, run_lr=run, run_decay=ONE)
+    # what lr x decay moves by: all of it goes into SGD's LR
+    run = replace(table.run, lr=table.run.lr * table.run.decay, decay=ONE)
+    return _each(table, change, "sgd", stack_lr=table.stack_lr / table.stack_grad, run=run)
 
 
 def _sign(table: Table) -> Table:

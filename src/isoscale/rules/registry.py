@@ -9,7 +9,7 @@ from types import MappingProxyType
 from isoscale._base.errors import PlanError, did_you_mean
 from isoscale.rules.complete import complete_d, completep, depth_mup
 from isoscale.rules.families import family
-from isoscale.rules.monomial import ONE, hp
+from isoscale.rules.monomial import ONE, Monomial, hp
 from isoscale.rules.mup import MUP, MUP_TABLE3, MUP_TABLE9
 from isoscale.rules.options import Options
 from isoscale.rules.spectral import SPECTRAL
@@ -74,26 +74,31 @@ def _without(table: Table, options: Options) -> Table:
         return table
     roles = {}
     for name, rule in table.roles.items():
-        bare = {"lr": replace(rule.lr, sizes={}), "init": replace(rule.init, sizes={}), "eps": hp("eps"),
-                "weight_decay": replace(rule.weight_decay, sizes={})}  # fmt: skip
-        roles[name] = replace(rule, **{key: value for key, value in bare.items() if key in off})
-    changes: dict[str, object] = {"roles": roles}
+        if "lr" in off:
+            rule = replace(rule, lr=replace(rule.lr, sizes={}))
+        if "init" in off:
+            rule = replace(rule, init=replace(rule.init, sizes={}))
+        if "eps" in off:
+            rule = replace(rule, eps=hp("eps"))
+        if "weight_decay" in off:
+            rule = replace(rule, weight_decay=replace(rule.weight_decay, sizes={}))
+        roles[name] = rule
+    run, sites = table.run, dict(table.sites)
     if "lr" in off:
-        changes |= {"stack_lr": ONE, "run_lr": ONE}
+        run = replace(run, lr=ONE)
     if "eps" in off:
-        changes |= {"stack_eps": ONE, "run_eps": ONE}
+        run = replace(run, eps=ONE)
     if "weight_decay" in off:
-        changes |= {"run_decay": ONE, "run_step_decay": ONE}
-    if "betas" in off:
-        changes |= {"betas": "constant"}
+        run = replace(run, decay=ONE, step_decay=ONE)
     if "multipliers" in off:
-        sites = {kind: replace(site, multiplier=replace(site.multiplier, sizes=_heads(site.multiplier.sizes)))
-                 if not (site.multiplier is None or isinstance(site.multiplier, str)) else site
-                 for kind, site in table.sites.items()}  # fmt: skip
-        changes |= {"sites": sites}
-    if table.rest is not None:
-        changes["rest"] = _without(table.rest, options)
-    return replace(table, **changes)  # type: ignore[arg-type]
+        for kind, site in table.sites.items():
+            if isinstance(site.multiplier, Monomial):
+                sites[kind] = replace(site, multiplier=replace(site.multiplier, sizes=_heads(site.multiplier.sizes)))
+    return replace(
+        table, roles=roles, run=run, sites=sites, stack_lr=ONE if "lr" in off else table.stack_lr,
+        stack_eps=ONE if "eps" in off else table.stack_eps, betas="constant" if "betas" in off else table.betas,
+        rest=_without(table.rest, options) if table.rest is not None else None,
+    )  # fmt: skip
 
 
 def _heads(sizes: Mapping[str, float]) -> dict[str, float]:

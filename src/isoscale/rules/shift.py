@@ -15,6 +15,7 @@ from isoscale.rules.families import family
 from isoscale.rules.monomial import Monomial
 from isoscale.rules.table import RoleRule, Table
 
+
 def shift(table: Table, role: str, theta: Monomial, optimizer: str = "adamw") -> Table:
     """The table with one role's factor moved out of the forward by `theta`.
 

@@ -1,4 +1,4 @@
-"""The spectral condition (Yang, Simon, Bernstein 2023, arXiv 2310.17813): ||W|| and ||dW|| of order sqrt(fan_out/fan_in).
+"""The spectral condition (arXiv 2310.17813): ||W|| and ||dW|| of order sqrt(fan_out / fan_in).
 
 Init std is fan_in^-1/2 x min(1, sqrt(fan_out / fan_in)), base-free. Adam's update has entries of order one and, being
 nearly of rank one, the spectral norm lr x sqrt(fan_in x fan_out); the condition then asks for lr ~ 1 / fan_in, which is

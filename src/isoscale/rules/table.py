@@ -78,6 +78,22 @@ class SiteRule:
 
 
 @dataclass(frozen=True)
+class RunRule:
+    """What batch and training length do, to every parameter alike.
+
+    Args:
+        lr, eps: factors.
+        decay: of the coupled (torch's) weight decay.
+        step_decay: of a step's whole decay, lr x decay.
+    """
+
+    lr: Monomial = ONE
+    eps: Monomial = ONE
+    decay: Monomial = ONE
+    step_decay: Monomial = ONE
+
+
+@dataclass(frozen=True)
 class Table:
     """A whole parametrisation.
 
@@ -88,9 +104,7 @@ class Table:
         sites: site kind -> SiteRule.
         stack_lr, stack_eps: extra factors for parameters inside the depth stack.
         stack_grad: how the size of a gradient in the stack depends on depth.
-        run_lr, run_eps, run_decay: factors from batch and training length, for every parameter.
-        run_step_decay: the same for decay that is independent of the LR.
-        run_betas: the ratio m_B / m_D with which betas move; ONE where they do not.
+        run: factors from batch and training length, for every parameter.
         betas: in which form they do.
         tied_readout: the readout's forward factor where it shares the embedding's weight; None: as untied.
         tau_share: under unit scaling, what one pair of branches adds to the variance of the stream.
@@ -108,11 +122,7 @@ class Table:
     stack_lr: Monomial = ONE
     stack_eps: Monomial = ONE
     stack_grad: Monomial = ONE
-    run_lr: Monomial = ONE
-    run_eps: Monomial = ONE
-    run_decay: Monomial = ONE
-    run_step_decay: Monomial = ONE
-    run_betas: Monomial = ONE
+    run: RunRule = RunRule()
     betas: Literal["linear", "power", "constant"] = "constant"
     tied_readout: Monomial | None = None
     tau_share: Monomial = ONE
@@ -150,14 +160,14 @@ class Table:
         follows the schedule. A role that is never decayed (gain, bias) stays so.
         """
         rule = self.role(role)
-        rate, eps = rule.lr * self.run_lr, rule.eps * self.run_eps
+        rate, eps = rule.lr * self.run.lr, rule.eps * self.run.eps
         if in_stack:
             rate, eps = rate * self.stack_lr, eps * self.stack_eps
         decay = rule.weight_decay
         if decay.coefficient != 0:
-            decay = decay * self.run_decay
+            decay = decay * self.run.decay
             if self.independent_decay:
-                decay = hp("weight_decay") * self.run_step_decay / rate
+                decay = hp("weight_decay") * self.run.step_decay / rate
         return replace(rule, lr=rate, eps=eps, weight_decay=decay)
 
     def scaled_beta(self, beta: float, ratio: float) -> float:

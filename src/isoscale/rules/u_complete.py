@@ -9,8 +9,8 @@ A = fan_in^-1/2 for hidden weights, 1/fan_in for the readout, so LR and init col
   is a sum over tokens times 1 / sqrt(tokens), so eps_b / s in a mean's units is eps_b x m_D^1/2 here.
 - Decay: independent as in u-muP, times m_B / m_D.
 
-Departures from Complete(d)P, kept on purpose: the embedding's LR x fan_out^-1/2 (`embedding_lr="constant"` undoes it) and
-decay independent of the LR, hence of depth (`decay="coupled"` undoes it). With both undone, one clip norm for neither,
+Departures from Complete(d)P, kept on purpose: the embedding's LR x fan_out^-1/2 (`embedding_lr="constant"` undoes it)
+and decay independent of the LR, hence of depth (`decay="coupled"` undoes it). With both undone, one clip norm for neither,
 and eps multiplied by each tensor's gradient factor, the two train the same function step for step.
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from isoscale.rules.complete import run_factors
+from isoscale.rules.complete import run_rule
 from isoscale.rules.monomial import Monomial, hp, size
 from isoscale.rules.options import Options
 from isoscale.rules.table import RoleRule, Table
@@ -27,7 +27,7 @@ from isoscale.rules.umup import UMUP
 
 def u_complete_d(options: Options) -> Table:
     """The table at the given options; needs the base's depth."""
-    run = run_factors(options)
+    run = run_rule(options)
     whole = options.duration == "iso-horizon"
 
     def coupled(rule: RoleRule) -> RoleRule:
@@ -44,5 +44,5 @@ def u_complete_d(options: Options) -> Table:
         tau_share=size("base_depth", -1) * size("depth_ratio", -2 * options.alpha),
         betas=options.betas,
         needs_base=True,
-        **{**run, "run_eps": size("token_ratio", 1 / 2) if whole else Monomial()},
+        run=replace(run, eps=size("token_ratio", 1 / 2) if whole else Monomial()),
     )
