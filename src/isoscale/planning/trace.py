@@ -19,7 +19,7 @@ from isoscale._base.errors import PlanError
 from isoscale.planning.example import make_example
 from isoscale.planning.names import normalise
 from isoscale.planning.trace_attention import attention, consumers, normalised, routes
-from isoscale.planning.trace_flow import Residual, ends, residuals
+from isoscale.planning.trace_flow import ends, projected, residuals
 from isoscale.planning.trace_graph import Consumed, Graph
 from isoscale.planning.trace_record import record
 
@@ -141,7 +141,7 @@ def _read(g: Graph, unused: tuple[str, ...]) -> Trace:
     adds = residuals(g)
     streams = {add.add for add in adds} | {add.stream for add in adds}
     inside = frozenset().union(*(add.region for add in adds))
-    before, behind = _sides(g, adds)
+    before, behind = _sides(g, {add.add for add in adds})
     after = {node.id for node in g.nodes if node.id in behind and node.id not in before and node.id not in inside}
     by_name: dict[str, list[Consumed]] = {name: [] for name in sorted(g.touched)}
     for one in g.consumed:
@@ -162,14 +162,12 @@ def _read(g: Graph, unused: tuple[str, ...]) -> Trace:
     )  # fmt: skip
 
 
-def _sides(g: Graph, adds: list[Residual]) -> tuple[set[int], set[int]]:
-    """Ids of what some residual add is made from (itself included), and of what is made from one."""
-    before = {add.add for add in adds}
-    behind: set[int] = set()
+def _sides(g: Graph, tops: set[int]) -> tuple[set[int], set[int]]:
+    """Ids of what some residual add (`tops`) is made from, itself included, and of what is made from one."""
+    before, behind = tops | set(projected(g) if tops else ()), set[int]()
     for node in reversed(g.nodes):
         if node.id in before:
             before.update(node.inputs)
-    tops = {add.add for add in adds}
     for node in g.nodes:
         if any(i in behind or i in tops for i in node.inputs):
             behind.add(node.id)

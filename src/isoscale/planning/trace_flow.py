@@ -183,3 +183,18 @@ def residuals(g: Graph) -> list[Residual]:
                 found[node.id] = Residual(node.id, stream.id, branch.id, frozenset(inside))
             break
     return list(found.values())
+
+
+def projected(g: Graph) -> list[int]:
+    """Ids of adds of two convolved activations: residual adds whose skip is a projection, so no identity."""
+
+    def convolved(node: Node) -> bool:
+        while node.op != "conv":
+            acts = g.acts(node)
+            if node.op in ("matmul", "bilinear", "sdpa", "lookup") or len(acts) != 1:
+                return False
+            node = acts[0]
+        return True
+
+    adds = (node for node in g.nodes if node.op == "add")
+    return [node.id for node in adds if len(acts := g.acts(node)) == 2 and all(map(convolved, acts))]

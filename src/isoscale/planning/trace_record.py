@@ -200,8 +200,7 @@ def _still(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode, table in zip(modules, training, buffers):
             module.training = mode
-            if module._buffers != table and any(module._buffers.get(key) is not table[key] for key in table):
-                module._buffers.update(table)
+            module._buffers.update(table)
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, on_meta: bool = False) -> Graph:
