@@ -4,9 +4,9 @@ from isoscale.planning.build import plan
 from isoscale.planning.cost import Cost, cost
 from isoscale.planning.diff import Change
 from isoscale.planning.export import export
-from isoscale.planning.foreign import PlanWarning
 from isoscale.planning.foreign_roles import infer_roles
 from isoscale.planning.names import normalise, pattern
+from isoscale.planning.notes import PlanWarning
 from isoscale.planning.plan import Plan
 from isoscale.planning.roles import infer
 from isoscale.planning.rows import ParamRow, SiteRow

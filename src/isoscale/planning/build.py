@@ -16,6 +16,7 @@ from isoscale.nn import Linear
 from isoscale.planning.clip import clip_norm
 from isoscale.planning.foreign import foreign_plan
 from isoscale.planning.names import normalise
+from isoscale.planning.notes import range_notes
 from isoscale.planning.numbers import Setting, all_hps, make_row, rule_of
 from isoscale.planning.plan import Plan
 from isoscale.planning.roles import ParamInfo, depth_stack, infer, is_own
@@ -195,4 +196,5 @@ def plan(
         table.name, tuple(rows), sites, values, base_scale, scale, recipe.name, optimizer=optimizer,
         options=asdict(options), beta_ratio=found.of_a_run,
         clip=clip_norm(clip, table, sized, _parameters(base_infos))[0] if clip else None,
+        notes=range_notes(found, table, values),
     )  # fmt: skip

@@ -7,7 +7,6 @@ them. A tied readout's 1/m goes into the gain of the norm before it. So the trai
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from math import isclose, prod
@@ -35,10 +34,6 @@ from isoscale.rules.monomial import show_number
 from isoscale.rules.shift import move
 
 _ONE = Monomial()
-
-
-class PlanWarning(UserWarning):
-    """A rule is used where it is less sure; the plan's notes say the same."""
 
 
 @dataclass(frozen=True)
@@ -204,8 +199,6 @@ def foreign_plan(
                               ratios="width" in options.axes and table.needs_base)  # fmt: skip
     limit = clip_norm(clip, table, sized, sum(prod(i.shape) for i in s.base_infos.values()))[0] if clip else None
     notes = range_notes(found, table, hps, len(s.seen.unused))
-    for note in notes:
-        warnings.warn(note, PlanWarning, stacklevel=4)
     return Plan(
         table.name, tuple(rows), sites, hps, small if table.needs_base else None, big, setting.recipe.name,
         optimizer=table.optimizer, options=asdict(options), beta_ratio=found.of_a_run, clip=limit, notes=notes,
