@@ -58,7 +58,7 @@ def _scale_own(row: ParamRow, parameter: nn.Parameter, config: Any) -> None:
         return
     if row.init_std == 0 or not found.std:
         return
-    if abs(found.std / row.init_std - 1) > min(0.1, noise(parameter.numel())) or found.law != "as measured":
+    if abs(found.std / row.init_std - 1) > min(0.25, noise(parameter.numel())) or found.law != "as measured":
         factor = row.init_std / found.std
         if abs(factor - 1) > 1e-9:
             parameter.mul_(factor)

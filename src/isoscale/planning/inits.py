@@ -70,7 +70,7 @@ def read(parameter: torch.Tensor, fan_in: int, config: Any) -> Initial:
         return Initial()
     std = float(values.square().mean().sqrt())
     for name, law in laws(fan_in, config):
-        if abs(std / law - 1) < min(0.1, noise(values.numel())):
+        if abs(std / law - 1) < min(0.25, noise(values.numel())):
             return Initial(std=law, law=name)
     return Initial(std=std, law="as measured")
 
