@@ -1,12 +1,13 @@
 """The tensors of one forward pass, by name and in forward order.
 
 What is looked at: the output of every leaf module, and of every repeated block (the residual stream). isoscale's
-decoder folds residual adds into its linears, so its own probe is used instead, which sees logical values.
+decoder folds residual adds into its linears, so its own probe is used instead, which sees logical values. A plan may
+put a branch's multiplier into the weight that ends the branch; the output of that layer is divided by it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ def _tensor(output: Any) -> Tensor | None:
     return next((part for part in parts if isinstance(part, Tensor) and part.is_floating_point()), None)
 
 
-def _hooked(model: nn.Module, run: Callable[[], object]) -> dict[str, Seen]:
+def _hooked(model: nn.Module, factors: Mapping[str, float], run: Callable[[], object]) -> dict[str, Seen]:
     found: dict[str, Seen] = {}
     blocks = {f"{container}.{i}" for container, count in stacks(model).items() for i in range(count)}
 
@@ -76,7 +77,7 @@ def _hooked(model: nn.Module, run: Callable[[], object]) -> dict[str, Seen]:
         def look(module: nn.Module, args: object, output: object) -> None:
             if (value := _tensor(output)) is not None:
                 name = path if path not in found else f"{path}#{sum(key.split('#')[0] == path for key in found)}"
-                found[name] = Seen(_kind(path, module, block), value.detach().float().clone())
+                found[name] = Seen(_kind(path, module, block), value.detach().float() / factors.get(path, 1.0))
 
         return look
 
@@ -112,8 +113,15 @@ def _probed(model: Decoder, batch: Any) -> dict[str, Seen]:
 
 
 @torch.no_grad()
-def capture(model: nn.Module, task: Task, batch: Any) -> dict[str, Seen]:
-    """Name -> tensor, in forward order; a module that is called again has `#1`, `#2` after its name."""
+def capture(model: nn.Module, task: Task, batch: Any, factors: Mapping[str, float] | None = None) -> dict[str, Seen]:
+    """Name -> tensor, in forward order; a module that is called again has `#1`, `#2` after its name.
+
+    Args:
+        model: what is looked at.
+        task: runs it.
+        batch: on which.
+        factors: module path -> the multiplier that its weights hold.
+    """
     if isinstance(model, Decoder):
         return _probed(model, batch)
-    return _hooked(model, lambda: task.loss(model, batch))
+    return _hooked(model, factors or {}, lambda: task.loss(model, batch))

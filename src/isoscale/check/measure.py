@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from isoscale._base.errors import ConfigError
-from isoscale._base.rng import stream
 from isoscale.check.capture import Seen, capture, stacks
-from isoscale.check.settings import NONE, CheckSettings
-from isoscale.check.subject import Built, Subject
-from isoscale.check.task import Task, make_task
-from isoscale.planning import normalise, plan
+from isoscale.check.prepare import Ready
+from isoscale.planning import normalise
 
 Row = dict[str, Any]
-BETAS, EPS = (0.9, 0.95), 1e-8
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A model about to be trained."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    task: Task
 
 
 def rms(value: Tensor) -> float:
@@ -44,68 +26,6 @@ def _shown(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _still(model: nn.Module) -> None:
-    """Dropout off; batch norms keep the statistics of the batch."""
-    model.eval()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train()
-
-
-def _fresh(subject: Subject, width: int, depth: int, seed: int) -> Built:
-    torch.manual_seed(stream(seed, "check", "init"))
-    built = subject.build(width, depth)
-    if not any(parameter.requires_grad for parameter in built.model.parameters()):
-        raise ConfigError("the model has nothing to train", key="TARGET", value=subject.name)
-    return built
-
-
-def prepare(subject: Subject, settings: CheckSettings, width: int, depth: int, seed: int, lr: float) -> Ready:
-    """Build, initialise, and make the optimiser as the rule says.
-
-    Args:
-        subject: what to build.
-        settings: rule, base, optimiser and data.
-        width: of the model.
-        depth: of the model.
-        seed: of init and data.
-        lr: in base units.
-
-    Raises:
-        ConfigError: the model cannot be built, or trained without more being said.
-        PlanError: the rule does not fit the model.
-    """
-    built = _fresh(subject, width, depth, seed)
-    model = built.model
-    _still(model)
-    kinds: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    kind = kinds[settings.optimizer]
-    if settings.rule == NONE:
-        own: dict[str, Any] = {"betas": BETAS, "eps": EPS} if settings.optimizer == "adamw" else {}
-        optimizer = kind(model.parameters(), lr=lr, weight_decay=0.0, **own)  # type: ignore[call-arg]
-    else:
-        base = _fresh(subject, *settings.base, seed).model
-        made = plan(model, settings.rule, base=base, hps={"lr": lr}, optimizer=settings.optimizer)
-        made.apply(model, seed=seed)
-        optimizer = kind(made.param_groups(model), lr=lr)  # type: ignore[call-arg]
-    return Ready(model, optimizer, make_task(built, seed, settings.data))
-
-
-def fingerprint(ready: Ready) -> str:
-    """A hash of what a cell starts from: weights, optimiser settings, loss of the first batch.
-
-    A finished cell is used again only if this is unchanged, so an edit of the model, its init or its rule runs anew.
-    """
-    weights = [[name, list(p.shape), float(p.detach().double().sum()), float(p.detach().double().abs().sum())]
-               for name, p in ready.model.named_parameters()]  # fmt: skip
-    names = {parameter: name for name, parameter in ready.model.named_parameters()}
-    groups = [[{key: value for key, value in group.items() if key != "params"}, [names[p] for p in group["params"]]]
-              for group in ready.optimizer.param_groups]  # fmt: skip
-    with torch.no_grad():
-        loss = float(ready.task.loss(ready.model, ready.task.batch(0)))
-    return hashlib.sha256(json.dumps([weights, groups, loss], default=str).encode()).hexdigest()[:16]
-
-
 class _Record:
     """Collects the numbers of one cell."""
 
@@ -114,7 +34,7 @@ class _Record:
         self.names = {normalise(name): p for name, p in ready.model.named_parameters() if p.requires_grad}
         self.first = {name: p.detach().clone() for name, p in self.names.items()}
         self.batch = ready.task.batch(0)
-        self.start: dict[str, Seen] = capture(ready.model, ready.task, self.batch)
+        self.start: dict[str, Seen] = capture(ready.model, ready.task, self.batch, ready.factors)
         self.acts: dict[str, Row] = {name: {"kind": seen.kind, "value": [], "change": []}
                                      for name, seen in self.start.items()}  # fmt: skip
         eps = {p: float(group.get("eps", 0.0)) for group in ready.optimizer.param_groups for p in group["params"]}
@@ -143,7 +63,7 @@ class _Record:
         ready.optimizer.step()
         for name, p in self.names.items():
             self.params[name]["update"].append(_shown(rms(p.detach() - before[name])))
-        self.look(capture(ready.model, ready.task, self.batch))
+        self.look(capture(ready.model, ready.task, self.batch, ready.factors))
         return float(loss.detach())
 
 

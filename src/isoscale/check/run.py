@@ -17,7 +17,8 @@ from typing import Any
 from isoscale._base.files import atomic_write
 from isoscale._base.log import JsonLog, dumps, read
 from isoscale.check.judge import Finding, Suspect, Trend, findings, suspect, tensors, trends
-from isoscale.check.measure import Row, coordinates, fingerprint, prepare
+from isoscale.check.measure import Row, coordinates
+from isoscale.check.prepare import fingerprint, prepare
 from isoscale.check.settings import CheckSettings
 from isoscale.check.subject import Subject, resolve
 from isoscale.check.transfer import EXPECTED, Transfer, sweep, train_loss
@@ -89,7 +90,7 @@ class _Cells:
         self.known = {row["key"]: row for row in read(path)}
         self.log = JsonLog(path)
         self.begun, self.work, self.left, self.done, self.total = time.perf_counter(), 0.0, 0.0, 0, 0
-        self.say = ""
+        self.say, self.notes = "", dict[str, None]()
         self.baseline: float | None = None
 
     def plan(self, models: Sequence[tuple[int, int]], runs: int, steps: int) -> None:
@@ -104,6 +105,7 @@ class _Cells:
         self.tell(label)
         ready = prepare(self.subject, settings, width, depth, seed, settings.peak_lr * 2.0**octave)
         self.say, self.baseline = ready.task.say, ready.task.baseline
+        self.notes.update(dict.fromkeys(ready.notes))
         cell = {"kind": kind, "width": width, "depth": depth, "seed": seed, "octave": octave, "steps": steps}
         key = hashlib.sha256(json.dumps([cell, fingerprint(ready)]).encode()).hexdigest()[:16]
         work = float(width * width * depth * steps)
@@ -185,7 +187,7 @@ def run_check(
                 moved.append(sweep(axis, (small, large), settings.peak_lr, cells.baseline, losses))
         finally:
             cells.log.close()
-        notes = (*subject.notes, f"trained on: {cells.say}")
+        notes = (*subject.notes, f"trained on: {cells.say}", *cells.notes)
         result = CheckResult(subject.name, settings, _overall(found, moved), tuple(found), tuple(parameters),
                              tuple(suspects), tuple(moved), notes, out)  # fmt: skip
         atomic_write(out / "check.json", dumps(result.to_dict(), indent=1))

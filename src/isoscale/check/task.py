@@ -107,7 +107,8 @@ def _labelled(model: nn.Module, example: Any, seed: int) -> Task:
         shape = None if logits is None else tuple(logits.shape)
         raise ConfigError("no loss is known for this output", key="TARGET", value=shape, hint=_HINT)
     generator = torch.Generator().manual_seed(stream(seed, "check", "labels"))
-    labels = torch.randint(logits.shape[1], (logits.shape[0],), generator=generator)
+    draws = torch.rand(logits.shape[0], generator=generator)
+    labels = (draws.square() * logits.shape[1]).long()  # uneven: real labels, too, have a part that samples share
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         found = logits_of(call(model, batch))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from isoscale.check.fit import EDGE, Curve, Optimum, cost_of, optimum, shift
-from isoscale.check.measure import Ready
+from isoscale.check.prepare import Ready
 
 START, WIDEST, EXPECTED = (-1, 0, 1), 9, 6
 OCTAVES, NATS = 0.5, 0.01

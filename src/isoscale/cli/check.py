@@ -94,6 +94,10 @@ def _verdict(result: CheckResult) -> list[str]:
         bad, unsure = sum(one.ok is False for one in here), sum(one.ok is None for one in here)
         said = f"{bad} broken" + (f", {unsure} undecided" if unsure else "") if bad or unsure else "all flat"
         lines.append(f"{axis}: {len(here)} slopes, {said}")
+        if unsure and not bad:
+            far = max((one for one in here if one.ok is None), key=lambda one: abs(one.slope))
+            text = f"undecided: {far.name} ({far.quantity} slope {far.slope:+.2f}) and its like: wider --{axis} decides"
+            lines += textwrap.wrap(text, 80, subsequent_indent="  ", break_on_hyphens=False)
     for one in result.suspects:
         text = f"suspect: {one.name} ({one.quantity} slope {one.slope:+.2f} over {one.axis}): {one.why}"
         lines += textwrap.wrap(text, 80, subsequent_indent="  ", break_on_hyphens=False)
