@@ -69,7 +69,8 @@ def read(parameter: torch.Tensor, fan_in: int, config: Any) -> Initial:
     if parameter.dim() < 2 or abs(mean) > 0.5 * std:  # no centred random weight: a table like Mamba's A_log
         return Initial()
     std = float(values.square().mean().sqrt())
-    for name, law in laws(fan_in, config):
+    rounded = [(f"{value:g}", value) for value in (float(f"{std:.1g}"), float(f"{std:.2g}"))]  # what people write
+    for name, law in [*laws(fan_in, config), *rounded]:
         if abs(std / law - 1) < min(0.25, noise(values.numel())):
             return Initial(std=law, law=name)
     return Initial(std=std, law="as measured")

@@ -85,6 +85,7 @@ class Graph:
         self.nodes: list[Node] = []
         self.consumed: list[Consumed] = []
         self.touched: set[str] = set()
+        self.data: set[str] = set()  # parameters that went where data goes (learned queries, latents)
         self.weights: set[int] = set()  # lookups that picked matrices (experts), not rows of a table
         self.path = ""
 

@@ -225,8 +225,8 @@ def matmul(g: Graph, a: Node, b: Node, a_dim: int, b_dim: int, shape: Shape) -> 
     data = a if weight is b else b
     node = g.emit("matmul", [data, weight], shape, level=ACT)
     g.consume(weight, "matmul", node, [dims[id(weight)] % len(weight.shape)])
-    if data.level == PARAM:  # a learned query or object slot: data that happens to be a parameter
-        g.consume(data, "shift", node)
+    if data.level == PARAM and (len(data.sources) == 1 or all(source.form != "curved" for source in data.sources)):
+        g.data.update(source.name for source in data.sources)
     return node
 
 
@@ -242,8 +242,10 @@ def conv(g: Graph, x: Node, weight: Node, shape: Shape, strides: Shape, transpos
     return node
 
 
-def norm(g: Graph, x: Node, weight: Operand, bias: Operand, shape: Shape) -> Node:
-    """A normalisation with optional gain and shift."""
+def norm(g: Graph, x: Node, weight: Operand, bias: Operand, shape: Shape, *, batch: bool = False) -> Node:
+    """A normalisation, over a batch or not, with optional gain and shift."""
+    if x.level == PARAM and not batch and isinstance(weight, Node):
+        g.data.update(source.name for source in x.sources)
     if x.level != ACT:  # a weight that is standardised
         return other(g, "norm", [n for n in (x, weight, bias) if isinstance(n, Node)], shape)
     node = g.emit("norm", [x], shape)

@@ -7,7 +7,7 @@ that such an answer does not take is not seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -52,11 +52,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         parameters: by the name that `named_parameters` gives.
         buffers: what else must be left as it was.
         example: the inputs; their floating point tensors are data.
+        data: names of parameters that are data too (learned queries).
     """
 
     def __init__(
-        self, parameters: Mapping[str, torch.Tensor], buffers: Iterable[torch.Tensor], example: object
-    ) -> None:
+        self, parameters: Mapping[str, torch.Tensor], buffers: Iterable[torch.Tensor], example: object,
+        data: Container[str] = (),
+    ) -> None:  # fmt: skip
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = Graph()
         self.nodes: Any = WeakTensorKeyDictionary()
@@ -69,6 +71,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             shape = tuple(parameter.shape)
             whole = Source(normalise(raw), tuple(frozenset({dim}) for dim in range(len(shape))))
             node = self.graph.emit("param", [], shape, level=PARAM, sources=[whole])
+            if whole.name in data:
+                node, parent = self.graph.emit("fn", [node], shape, name="data", level=ACT), node
+                self.graph.consume(parent, "shift", node)
+                self.graph.touched.add(whole.name)
             self.nodes[parameter] = node
             if (storage := _storage(parameter)) is not None:
                 self.storages[storage] = node
@@ -203,7 +209,10 @@ def _still(model: nn.Module) -> Iterator[None]:
             module._buffers.update(table)
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, on_meta: bool = False) -> Graph:
+def record(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, on_meta: bool = False,
+    data: Container[str] = (),
+) -> Graph:  # fmt: skip
     """The graph of one forward.
 
     Args:
@@ -211,6 +220,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *
         args: positional arguments of the forward.
         kwargs: named arguments of the forward.
         on_meta: run with stand-ins for all parameters, buffers and inputs on the meta device.
+        data: names of parameters to treat as data, found by a run without.
     """
     parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
     call: Callable[..., object] = model
@@ -222,13 +232,16 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *
         def call(*args: Any, **kwargs: Any) -> object:
             return functional_call(model, state, args, kwargs)
 
-    recorder = Recorder(parameters, model.buffers(), (args, kwargs))
+    recorder = Recorder(parameters, model.buffers(), (args, kwargs), data)
     with _still(model), _paths(model, recorder.graph):
         try:
             with recorder:
                 call(*args, **kwargs)
         finally:
             recorder.restore()
+    found = recorder.graph.data
+    if found and not data:
+        return record(model, args, kwargs, on_meta=on_meta, data=frozenset(found))
     return recorder.graph
 
 

@@ -74,9 +74,10 @@ def _conv(g: Graph, a: Args, k: Mapping[str, Any], shape: Sequence[int]) -> Node
     return ops.add(g, node, a[2], shape) if isinstance(a[2], Node) else node
 
 
-def _norm(weight: int) -> Handler:
+def _norm(weight: int, *, batch: bool = False) -> Handler:
     def handler(g: Graph, a: Args, k: Mapping[str, Any], shape: Sequence[int]) -> Node:
-        return ops.norm(g, a[0], _get(a, k, weight, "weight", None), _get(a, k, weight + 1, "bias", None), shape)
+        gain, shift = _get(a, k, weight, "weight", None), _get(a, k, weight + 1, "bias", None)
+        return ops.norm(g, a[0], gain, shift, shape, batch=batch)
 
     return handler
 
@@ -138,9 +139,10 @@ _HANDLERS: dict[str, Handler] = {
     "mm": _mm, "bmm": _mm, "mv": _mm, "dot": _mm, "_grouped_mm": _mm, "addmm": _addmm, "baddbmm": _addmm,
     "addmv": _addmm, "_addmm_activation": _gelu_addmm, "linear": _linear, "convolution": _conv, "_convolution": _conv,
     "convolution_overrideable": _conv, "native_layer_norm": _norm(2), "_fused_rms_norm": _norm(2),
-    "native_group_norm": _norm(1), "native_batch_norm": _norm(1), "_native_batch_norm_legit": _norm(1),
-    "_native_batch_norm_legit_no_training": _norm(1), "cudnn_batch_norm": _norm(1), "miopen_batch_norm": _norm(1),
-    "_batch_norm_no_update": _norm(1), "batch_norm": _norm(1), "layer_norm": _norm(2), "rms_norm": _norm(2),
+    "native_group_norm": _norm(1), "layer_norm": _norm(2), "rms_norm": _norm(2),
+    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+                     "cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_no_update", "batch_norm"),
+                    _norm(1, batch=True)),
     "embedding": _embedding, "_embedding_bag": _bag,
     "index": _index, "index_select": _index_select, "gather": _gather, "take": _gather, "copy_": _copy,
     **dict.fromkeys(("mkldnn_rnn_layer", "lstm", "gru", "_cudnn_rnn", "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell",
