@@ -8,6 +8,7 @@ changes nothing, and at base = target nothing changes at all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,10 +59,11 @@ def _scale_own(row: ParamRow, parameter: nn.Parameter, config: Any) -> None:
         return
     if row.init_std == 0 or not found.std:
         return
-    if abs(found.std / row.init_std - 1) > min(0.25, noise(parameter.numel())) or found.law != "as measured":
-        factor = row.init_std / found.std
-        if abs(factor - 1) > 1e-9:
-            parameter.mul_(factor)
+    own = row.own_std or found.std
+    there = abs(math.log(found.std / row.init_std)) <= abs(math.log(found.std / own)) if row.own_std else abs(
+        found.std / row.init_std - 1) <= noise(parameter.numel())  # fmt: skip
+    if not there:
+        parameter.mul_(row.init_std / own)
 
 
 @torch.no_grad()

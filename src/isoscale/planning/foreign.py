@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from math import isclose, prod
-from typing import Any
 
 from torch import nn
 
@@ -19,7 +18,7 @@ from isoscale.planning.clip import clip_norm
 from isoscale.planning.foreign_roles import foreign_infos
 from isoscale.planning.growth import named, partners
 from isoscale.planning.hf import base_from_scale, config_scale
-from isoscale.planning.inits import config_of, initial, real_base
+from isoscale.planning.inits import Initial, config_of, initial, read, real_base
 from isoscale.planning.names import normalise
 from isoscale.planning.notes import range_notes
 from isoscale.planning.numbers import Setting, make_row, rule_of
@@ -191,9 +190,11 @@ def foreign_plan(
         rule, owner = rule_of(info, table)
         rule = _rule(info, rule, table)
         start = initial(little, tensors[little.name], modules[little.name.rpartition(".")[0]], config)
+        now = None if parameters[name].is_meta else read(parameters[name], info.fan_in, config_of(model)).std
         own = replace(setting, hps={**hps, "init_std": _spread(start.std, said, hps)})
-        rows.append(_foreign_row(info, modules, own, rule, owner, sizes, extra.get(name), start,
-                                 absorb and parameters[name].requires_grad, asked="init_std" in said))  # fmt: skip
+        row = _foreign_row(info, own, rule, owner, sizes, extra.get(name), start,
+                           absorb and parameters[name].requires_grad, asked="init_std" in said)  # fmt: skip
+        rows.append(replace(row, own_std=now))
         sized.append((info, sizes))
     sites = temperature_sites(model, s.seen, s.base_seen, hps["alpha_attn"], example,
                               ratios="width" in options.axes and table.needs_base)  # fmt: skip
@@ -212,8 +213,8 @@ def _spread(read: float | None, said: Mapping[str, float], hps: Mapping[str, flo
 
 
 def _foreign_row(
-    info: ParamInfo, modules: Mapping[str, nn.Module], setting: Setting, rule: RoleRule, table: Table,
-    sizes: Mapping[str, float], extra: Monomial | None, start: Any, absorb: bool, asked: bool,
+    info: ParamInfo, setting: Setting, rule: RoleRule, table: Table, sizes: Mapping[str, float],
+    extra: Monomial | None, start: Initial, absorb: bool, asked: bool,
 ) -> ParamRow:  # fmt: skip
     factor = rule.forward * extra if extra is not None else rule.forward
     number = factor.evaluate(setting.hps, sizes).number

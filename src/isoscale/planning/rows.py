@@ -38,6 +38,7 @@ class ParamRow:
         optimizer: the family that trains it.
         relative: lr, eps and weight decay over the base's.
         own_init: whether the initial values are the model's own, scaled to `init_std` (constants: to `init_value`).
+        own_std: standard deviation that the model itself gave these values, where it was known.
         hook: a multiplier on the weight that init and LR could not take, applied by a parametrization.
     """
 
@@ -58,6 +59,7 @@ class ParamRow:
     optimizer: str = "adamw"
     relative: Relative = Relative()
     own_init: bool = False
+    own_std: float | None = None
     hook: float = 1.0
 
     def __post_init__(self) -> None:

@@ -203,6 +203,6 @@ def _first(
         return g.emit("const", [], shape, name=bare)
     if bare in ops.SOFTMAX:
         return ops.other(g, bare, inputs, shape, "softmax")
-    if bare in ops.PICKS and (len(shape) < len(inputs[0].shape) or bare == "topk" or inputs[0].level != ACT):
+    if bare == "topk" or (bare in ops.PICKS and len(shape) < len(inputs[0].shape)):  # not an elementwise max
         return ops.other(g, bare, inputs, shape, "topk")
     return ops.other(g, bare, inputs, shape)
