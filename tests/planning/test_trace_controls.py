@@ -290,6 +290,63 @@ def test_ones_plus_a_gain_is_a_gain_that_ends_nothing() -> None:
     assert found.branches[0].ends == frozenset()  # scaling g does not scale 1 + g
 
 
+class Latents(nn.Module):
+    """Learned queries that read the input and then live in a stream of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents, self.norm = nn.Parameter(torch.randn(4, 64)), nn.LayerNorm(64)
+        self.q, self.kv, self.out, self.head = nn.Linear(64, 64), nn.Linear(64, 128), nn.Linear(64, 64), nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.latents.expand(x.shape[0], -1, -1)
+        q, k, v = (y.unflatten(-1, (4, 16)).transpose(1, 2) for y in (self.q(self.norm(z)), *self.kv(x).chunk(2, -1)))
+        z = z + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.head(z.mean(1))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_learned_queries_are_data(device: str) -> None:
+    with torch.device(device):
+        model = Latents()
+    found = trace(model, torch.randn(2, 8, 64))
+    assert found.uses["latents"].kinds == {"shift"}
+    assert (found.uses["norm.weight"].kinds, found.uses["norm.weight"].normalised) == ({"gain"}, True)
+    assert [set(branch.ends) for branch in found.branches] == [{"out.weight", "out.bias"}]
+    assert found.uses["q.weight"].inside
+    (attention,) = found.attention
+    assert (attention.queries, attention.fused) == ({"q.weight", "q.bias"}, False)
+    assert found.uses["head.weight"].after
+
+
+class Hourglass(nn.Module):
+    """A small U-Net: residual blocks at two resolutions, and a skip over the lower one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.down, self.up = nn.Conv2d(8, 8, 2, 2), nn.ConvTranspose2d(8, 8, 2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.a(F.silu(x))
+        y = self.down(x)
+        y = y + self.b(F.silu(y))
+        x = self.up(y) + x
+        return x + self.c(F.silu(x))
+
+
+def test_a_long_skip_is_no_branch_and_breaks_no_other() -> None:
+    found = trace(Hourglass(), torch.randn(2, 8, 8, 8))
+    assert [set(branch.ends) for branch in found.branches] == [{f"{name}.weight", f"{name}.bias"} for name in "abc"]
+    assert found.uses["up.weight"].contracted == (0,)  # the kernel does not overlap itself
+    assert not found.uses["up.weight"].inside
+
+
+def test_low_precision_models() -> None:
+    assert trace(nanogpt().bfloat16()) == trace(nanogpt())
+    assert trace(llama().bfloat16()) == trace(llama())
+
+
 def test_isoscales_own_decoder() -> None:
     found = trace(Decoder(DecoderConfig(vocab=64, width=32, depth=2, head_size=16)))
     assert [set(branch.ends) for branch in found.branches] == [

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import torch
 from torch import nn
 
 from isoscale._base.errors import PlanError
@@ -113,6 +114,9 @@ def trace(model: nn.Module, example: object = None) -> Trace:
     Raises:
         PlanError: no example could be guessed, or the forward failed on it.
     """
+    if torch.get_default_device().type == "meta":  # numbers that the forward makes should keep their values
+        with torch.device("cpu"):
+            return trace(model, example)
     inputs = make_example(model, example)
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     try:
