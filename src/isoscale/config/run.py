@@ -43,7 +43,7 @@ class Section(BaseModel):
 class RulesSection(Section):
     """Which parametrisation, and its switches."""
 
-    parametrisation: str = Field("u-mup", description="sp, sp-lecun, mup, u-mup, completep, complete-d, u-complete-d, ...")
+    parametrisation: str = Field("u-mup", description="sp, mup, u-mup, completep, complete-d, u-complete-d, ...")
     decay: Literal["rule", "independent", "coupled"] = Field("rule", description="weight decay against the LR")
     embedding_lr: Literal["rule", "constant"] = Field("rule", description="u-muP: 1/sqrt(fan_out), or constant")
     alpha: Annotated[float, Field(ge=0.5, le=1)] = Field(1.0, description="depth exponent of complete-d and its family")
@@ -52,7 +52,9 @@ class RulesSection(Section):
     )
     duration_exponent: Share = Field(0.5, description="the LR falls as (tokens / base tokens)^-this")
     tau_exponent: Share = Field(0.0, description="the decay's share of the run falls as (tokens/parameter)^-this")
-    betas: Literal["linear", "power", "constant"] = Field("linear", description="1 - beta times m_B/m_D, or beta^(m_B/m_D)")
+    betas: Literal["linear", "power", "constant"] = Field(
+        "linear", description="1 - beta times m_B/m_D, or beta^(m_B/m_D)"
+    )
     final_norm_eps: Literal["printed", "derived"] = Field("printed", description="derived: with the width factor")
     axes: tuple[Literal["width", "depth", "batch", "duration"], ...] = Field(
         ("width", "depth", "batch", "duration"), description="axes whose rules are on"
@@ -72,6 +74,7 @@ class HpsSection(Section):
     eps: Positive = 1e-8
     init_std: Positive = Field(0.02, description="SP and muP")
     lr_embedding: Positive = Field(1.0, description="LR of the embedding against the global one")
+    lr_rest: Positive = Field(1.0, description="muon: LR of what AdamW trains against the global one")
     alpha_emb: Positive = Field(1.0, description="SP and muP: multiplier after the embedding")
     alpha_attn: Positive = Field(1.0, description="attention logits")
     alpha_ffn_act: Positive = Field(1.0, description="input of the FFN non-linearity")
@@ -139,6 +142,9 @@ class TrainSection(Section):
     batch: Count = Field(8, description="sequences per optimiser step, all micro-batches together")
     accumulate: Count = Field(1, description="micro-batches per optimiser step")
     warmup: Share = Field(0.1, description="share of the steps")
+    optimizer: Literal["adamw", "sgd", "adafactor", "muon", "muon-rms"] = Field(
+        "adamw", description="muon: matrices by Muon, the rest by AdamW at lr x lr_rest"
+    )
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     final: Share = Field(0.1, description="LR at the end / peak LR")
     decay_share: Share = Field(0.2, description="wsd: share of the steps spent decaying")

@@ -27,7 +27,7 @@ from isoscale._base.log import JsonLog, dumps, read
 from isoscale._base.rng import stream
 from isoscale.config import RunConfig
 from isoscale.models import Decoder
-from isoscale.optim import lr_factor
+from isoscale.optim import lr_factor, make_optimizer
 from isoscale.planning import Plan
 from isoscale.probe import first_bad
 from isoscale.train import checkpoint
@@ -140,7 +140,7 @@ def train(
                          seq_len=config.data.seq_len)  # fmt: skip
     model, plan = build(config, corpus.vocab, device)
     numerics.convert(model, config.numerics.recipe, plan=plan, backend=config.numerics.backend)
-    optimizer = torch.optim.AdamW(plan.param_groups(model), fused=True)
+    optimizer = make_optimizer(plan, model)
     text = hashlib.sha256(f"{corpus.sha256} {corpus.tokenizer.to_json()}".encode()).hexdigest()
     with locked(out):  # everything that can be refused has been: the folder gets its first file here
         claim(out, config, resume=resume)

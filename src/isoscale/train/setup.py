@@ -33,6 +33,7 @@ def make_plan(config: RunConfig, model: nn.Module) -> Plan:
         base=small if by_name(rules.parametrisation).needs_base and (base.width or base.depth) else None,
         target=Scale(batch_tokens=tokens, tokens=tokens * config.train.steps),
         hps=config.hps.model_dump(),
+        optimizer=config.train.optimizer,
         alpha=rules.alpha, duration=rules.duration, duration_exponent=rules.duration_exponent,
         tau_exponent=rules.tau_exponent, betas=rules.betas, final_norm_eps=rules.final_norm_eps,
         axes=rules.axes, constant=rules.constant,
