@@ -246,6 +246,25 @@ def nanogpt(width: int = 64, depth: int = 2, tied: bool = True) -> nn.Module:
     return NanoGPT(width, depth, tied)
 
 
+class Experts(nn.Module):
+    """Experts in a list, each token to two of them, and a shared one behind a gate."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.gate, self.shared_gate = nn.Linear(width, count, bias=False), nn.Linear(width, 1)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(width, 8), nn.SiLU(), nn.Linear(8, width)) for _ in range(count))
+        self.shared = nn.Sequential(nn.Linear(width, 8), nn.SiLU(), nn.Linear(8, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights, chosen = F.softmax(self.gate(x), -1).topk(2, -1)
+        out = torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            row, slot = torch.where(chosen == i)
+            if row.numel():
+                out.index_add_(0, row, expert(x[row]) * weights[row, slot, None])
+        return out + torch.sigmoid(self.shared_gate(x)) * self.shared(x)
+
+
 BUILDERS: dict[str, Builder] = {
     builder.__name__: builder
     for builder in (llama, mistral, qwen3, gpt2, gptj, bert, vit, mixtral, mamba, t5, timm_vit, resnet, nanogpt)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from foreign_models import NanoGPT, llama, nanogpt, resnet
+from foreign_models import Experts, NanoGPT, llama, nanogpt, resnet
 from torch import nn
 
 from isoscale._base.errors import PlanError
@@ -187,8 +187,6 @@ def test_parametrized_weights_have_their_own_kind() -> None:
 
 
 def test_every_expert_of_a_list_is_seen() -> None:
-    from test_trace_truth import Experts
-
     for device in ("cpu", "meta"):
         with torch.device(device):
             model = Experts(16, 64)  # far more experts than tokens

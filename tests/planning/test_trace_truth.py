@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from foreign_models import BUILDERS, llama, nanogpt, qwen3
+from foreign_models import BUILDERS, Experts, llama, nanogpt, qwen3
 from torch import nn
 
 from isoscale.planning.trace import trace
@@ -50,25 +50,6 @@ def test_without_the_ends_the_blocks_are_gone(name: str, blocks: str) -> None:
     setattr(model.get_submodule(parent), local, nn.ModuleList())
     torch.testing.assert_close(silent, logits(model))
     assert (before - silent).abs().max() > 0.1  # the blocks did something
-
-
-class Experts(nn.Module):
-    """Experts in a list, each token to two of them, and a shared one behind a gate."""
-
-    def __init__(self, width: int, count: int) -> None:
-        super().__init__()
-        self.gate, self.shared_gate = nn.Linear(width, count, bias=False), nn.Linear(width, 1)
-        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(width, 8), nn.SiLU(), nn.Linear(8, width)) for _ in range(count))
-        self.shared = nn.Sequential(nn.Linear(width, 8), nn.SiLU(), nn.Linear(8, width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weights, chosen = F.softmax(self.gate(x), -1).topk(2, -1)
-        out = torch.zeros_like(x)
-        for i, expert in enumerate(self.experts):
-            row, slot = torch.where(chosen == i)
-            if row.numel():
-                out.index_add_(0, row, expert(x[row]) * weights[row, slot, None])
-        return out + torch.sigmoid(self.shared_gate(x)) * self.shared(x)
 
 
 class Scaled(nn.Module):
