@@ -71,23 +71,22 @@ def controlled(scheme: str, end: str) -> bool:
 
 
 def cells() -> list[Cell]:
-    """One seed of the main schemes with controls, then their other seeds, then the rest."""
+    """One seed of the main scheme with controls, its other seeds, one seed of the rest, then what makes it complete."""
     out: list[Cell] = []
     cheap = ["size", "run", "batch x4", "duration /4", "batch /4", "duration x4", "depth x8", "width x4"]
-    first = list(SCHEMES)[:3]
-    for scheme in first:
-        out += [c for end in cheap for c in curve(scheme, end, 0)]
-        if scheme == "d-1-qk":
-            out += [c for end in cheap[2:] for c in curve(scheme, end, 0, off=True)]
+    main_scheme, others = "d-1-qk", ["u-1", "d-half-qk", "u-half", "d-1", "d-half"]
+    out += [c for end in cheap for c in curve(main_scheme, end, 0)]
+    out += [c for end in cheap[2:] for c in curve(main_scheme, end, 0, off=True)]
     for seed in (1, 2):
-        for scheme in first:
-            out += [c for end in cheap for c in curve(scheme, end, seed)]
-    for scheme in list(SCHEMES)[3:]:
+        out += [c for end in cheap for c in curve(main_scheme, end, seed)]
+    for scheme in others:
         out += [c for end in cheap for c in curve(scheme, end, 0)]
-    for seed in (1, 2):
-        out += [c for end in cheap[2:] for c in curve("d-1-qk", end, seed, off=True)]
-    for scheme in ("d-half-qk", "u-1"):
+    for scheme in others[:2]:
         out += [c for end in cheap[2:] if controlled(scheme, end) for c in curve(scheme, end, 0, off=True)]
+    for seed in (1, 2):
+        for scheme in others:
+            out += [c for end in cheap for c in curve(scheme, end, seed)]
+        out += [c for end in cheap[2:] for c in curve(main_scheme, end, seed, off=True)]
     return out
 
 
