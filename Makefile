@@ -25,6 +25,7 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("isoscale needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 
+# mup comes without its dependencies: it asks for torchvision, whose builds fit one torch each, and uses none of it here.
 # torch comes first and pinned, so that no other package picks a build of its own.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt torch
@@ -34,6 +35,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps mup
 	touch $@ $(VENV)/.installed
 
 clean:
