@@ -16,6 +16,7 @@ from torch import nn
 
 from isoscale._base.errors import ConfigError, MissingDependencyError
 from isoscale._base.optional import need
+from isoscale.planning.hf import resized
 
 VOCAB = 512
 KINDS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForImageClassification")
@@ -142,3 +143,21 @@ def hf_builder(path: Path, smallest: int) -> tuple[Callable[[int, int], nn.Modul
         return model
 
     return build, tuple(notes)
+
+
+def from_config(path: Path, width: int | None, depth: int | None) -> nn.Module:
+    """The model of a config at full size, or at another width or depth; on whatever device is current.
+
+    Args:
+        path: `config.json`, or the folder that holds it.
+        width, depth: None: as in the config.
+
+    Raises:
+        ConfigError: no config, or no class for it.
+        PlanError: a size that does not fit.
+        MissingDependencyError: transformers is missing.
+    """
+    config = _read(path)
+    kind = _class(config, path)
+    model: nn.Module = kind(resized(config, width, depth))
+    return model

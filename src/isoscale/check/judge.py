@@ -194,10 +194,14 @@ def _why(first: Finding, drowned: bool) -> str:
 
 
 def suspect(found: Sequence[Finding], parameters: Sequence[Trend]) -> Suspect | None:
-    """The first tensor in forward order that breaks, and why it may; None where none does."""
-    first = next((finding for finding in found if finding.ok is False), None)
-    if first is None:
+    """The first tensor in forward order that grows, or else that vanishes, and why it may; None where none does.
+
+    What grows comes first, since a tensor that grows downstream of another one's LR can make a third shrink.
+    """
+    broken = [finding for finding in found if finding.ok is False]
+    if not broken:
         return None
+    first = next((finding for finding in broken if finding.verdict != "vanishes"), broken[0])
     same = [finding for finding in found if finding.name == first.name and finding.ok is False]
     first = next((finding for finding in same if abs(finding.init_slope) > BROKEN), same[-1])
     drowned = any(trend.eps_dominates and trend.name.startswith(f"{first.name}.") for trend in parameters)
