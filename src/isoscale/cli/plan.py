@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isoscale._base.errors import ConfigError
 from isoscale.cli.common import AsJson, ConfigFile, Preset, Sets, emit, load_config
 
 if TYPE_CHECKING:
-    from isoscale.planning import Change
+    from isoscale.config import RunConfig
+    from isoscale.planning import Change, Cost, Plan
 
 
 def plan(
@@ -21,6 +23,17 @@ def plan(
     against: Annotated[str | None, typer.Option("--diff", help="Another config file or preset; prints what changes "
                                                 "from it to this one.", metavar="OTHER")] = None,
     vocab: Annotated[int, typer.Option("--vocab", min=2, max=2**24, help="Number of token ids.")] = 256,
+    model: Annotated[str | None, typer.Option("--model", help="Your own model: module:function of (width, depth), or "
+                                              "a Hugging Face config.json or its folder.", metavar="TARGET")] = None,
+    width: Annotated[int | None, typer.Option("--width", min=1, help="With --model: its width.")] = None,
+    depth: Annotated[int | None, typer.Option("--depth", min=1, help="With --model: its depth.")] = None,
+    base_width: Annotated[int | None, typer.Option("--base-width", min=1, help="With --model: width where the "
+                                                   "hyperparameters were tuned.")] = None,
+    base_depth: Annotated[int | None, typer.Option("--base-depth", min=1, help="Likewise the depth.")] = None,
+    role: Annotated[list[str] | None, typer.Option("--role", help="With --model: what parameters are for, where you "
+                                                   "know better; repeatable.", metavar="PATTERN=ROLE")] = None,
+    now: Annotated[bool, typer.Option("--now", help="With --model: print what changes against one LR for all and the "
+                                      "model's own init.")] = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Print the plan: init, learning rate, decay, factors and formats per tensor, with reasons.
@@ -32,6 +45,10 @@ def plan(
           --set model.head_size=128
       isoscale plan --preset target --explain blocks.0.attn.qkv.weight
       isoscale plan --preset target --diff proxy
+      isoscale plan --model llama-7b/config.json --base-width 256 \\
+          --base-depth 4 --set hps.lr=0.004 --now
+      isoscale plan --model my_model:build --width 1024 --depth 24 \\
+          --base-width 128 --base-depth 4 --set train.optimizer=muon
     """
     from pathlib import Path
 
@@ -40,6 +57,28 @@ def plan(
 
     loaded = load_config(preset, config, set_)
     settings = loaded.config
+    if model is not None:
+        from isoscale.cli.plan_model import model_plan
+
+        if against:
+            raise ConfigError("--diff compares configs of isoscale's decoder", key="--diff", value=against,
+                              hint="--now compares with what the model has")  # fmt: skip
+        made, before, size = model_plan(loaded, model, (width, depth), (base_width, base_depth), role)
+        if explain:
+            emit(as_json, {"name": explain, "text": made.explain(explain)}, made.explain(explain))
+            return
+        if now:
+            changes = before.diff(made)
+            text = "\n".join(line for c in changes for line in describe(c))
+            emit(as_json, {"changes": [vars(c) for c in changes]}, text or "no difference")
+            return
+        _show(made, size, settings, as_json)
+        return
+    given = {"--width": width, "--depth": depth, "--base-width": base_width, "--base-depth": base_depth, "--role": role,
+             "--now": now or None}  # fmt: skip
+    for flag, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{flag} goes with --model", key=flag, value=value, hint="--set model.width=256")
     made = meta_plan(settings, vocab)
     if explain:
         text = made.explain(explain)
@@ -56,14 +95,23 @@ def plan(
         emit(as_json, {"changes": [vars(c) for c in changes]}, "\n".join(lines) or "no difference")
         return
     size = cost(made.rows, width=settings.model.width, depth=settings.model.depth, seq_len=settings.data.seq_len)
+    _show(made, size, settings, as_json)
+
+
+def _show(made: Plan, size: Cost, settings: RunConfig, as_json: bool) -> None:
+    """The plan and what a run of it costs."""
     tokens = settings.train.steps * settings.train.batch * settings.data.seq_len
     tail = (
-        f"parameters {size.parameters:,} ({size.state_bytes / 2**20:.1f} MiB with gradients and AdamW state, fp32)\n"
+        f"parameters {size.parameters:,} ({_bytes(size.state_bytes)} with gradients and AdamW state, fp32)\n"
         f"tokens {tokens:,}, training FLOPs {size.flops_per_token * tokens:.3g}"
         f", {size.low_precision_share:.0%} of the linear FLOPs below 16 bits,\n"
         f"{size.weight_bits:.3g} bits per matmul weight in the forward"
     )
     emit(as_json, {"plan": json.loads(made.to_json()), "cost": vars(size), "tokens": tokens}, f"{made}\n\n{tail}")
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:,.1f} GiB"
 
 
 def describe(change: Change, *, reason: bool = True) -> list[str]:

@@ -43,7 +43,7 @@ def bits_per_value(name: str) -> float:
     return fmt.bits_per_value() if isinstance(fmt, BlockFormat) else float(fmt.bits)
 
 
-def cost(rows: Sequence[ParamRow], *, width: int, depth: int, seq_len: int) -> Cost:
+def cost(rows: Sequence[ParamRow], *, width: int, depth: int, seq_len: int, active: float = 1.0) -> Cost:
     """The cost of a model by its rows; a tied embedding counts as a matmul too.
 
     Args:
@@ -51,11 +51,13 @@ def cost(rows: Sequence[ParamRow], *, width: int, depth: int, seq_len: int) -> C
         width: model width, features.
         depth: blocks.
         seq_len: tokens per sequence.
+        active: share of the experts that a token goes through; experts are weights of three dimensions.
     """
     count = {row.name: prod(row.shape) for row in rows}
     tied = not any(row.role == "readout" for row in rows)
     matmul = [row for row in rows if len(row.shape) > 1 and (row.role != "embedding" or tied)]
     linear = sum(count[row.name] for row in matmul)
+    used = sum(count[row.name] * (active if len(row.shape) == 3 and row.role == "hidden" else 1.0) for row in matmul)
     low = sum(
         count[row.name] / 3
         for row in matmul
@@ -67,7 +69,7 @@ def cost(rows: Sequence[ParamRow], *, width: int, depth: int, seq_len: int) -> C
     return Cost(
         parameters=total,
         matmul_parameters=linear,
-        flops_per_token=6.0 * linear + 6.0 * depth * width * seq_len,
+        flops_per_token=6.0 * used + 6.0 * depth * width * seq_len,
         weight_bytes=4 * total,
         state_bytes=16 * total,
         low_precision_share=low / linear if linear else 0.0,

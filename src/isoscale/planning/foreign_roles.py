@@ -51,10 +51,10 @@ def _role(name: str, use: Use, up: Sequence[bool], trace_: Trace, identity: bool
         return "finite"
     if use.normalised and use.after:
         return "final_norm"
-    if sum(up) > 1 and len(up) > 1 and "other" in use.kinds:
+    if sum(up) > 1 and ("other" in use.kinds or ("gain" in use.kinds and not use.normalised)):
         raise PlanError(
-            f"{name} {'x'.join('grows' if grown else 'fixed' for grown in up)} takes part in an operation that no rule "
-            "knows", key=name, hint=_tag(name),
+            f"{name} grows along {sum(up)} of its {len(up)} dimensions and is in an operation that no rule knows",
+            key=name, hint=_tag(name),
         )  # fmt: skip
     if use.kinds == {"shift"}:
         return "bias" if len(up) == 1 else "embedding"  # a table added to the stream: positions, a class token
@@ -72,7 +72,8 @@ def _fans(shape: tuple[int, ...], use: Use | None, role: str) -> tuple[int, int]
         return prod(shape[1:]), shape[0]
     fan_in = prod(shape[dim] for dim in use.contracted)
     rest = [extent for dim, extent in enumerate(shape) if dim not in use.contracted]
-    return fan_in, rest[-1] if len(shape) == 3 and len(use.contracted) == 1 else prod(rest)
+    experts = len(shape) == 3 and len(use.contracted) == 1 and "conv" not in use.kinds
+    return fan_in, rest[-1] if experts else prod(rest)
 
 
 def _said(roles: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:

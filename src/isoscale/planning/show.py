@@ -15,8 +15,18 @@ if TYPE_CHECKING:
     from isoscale.planning.plan import Plan
 
 
+WIDTH = 80
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
+
+
+def _init(row: ParamRow) -> str:
+    """Standard deviation, `=1` for a constant, `own` for values that are left as they are."""
+    if row.init_value is not None:
+        return f"={row.init_value:.4g}"
+    return "own" if row.own_init and row.init_std == 0 else _number(row.init_std)
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -26,6 +36,17 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
         cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))]
         out.append("  ".join(cells).rstrip())
     return "\n".join(out)
+
+
+def _fit(head: Sequence[str], lines: Sequence[list[str]]) -> str:
+    """The table with names cut in front until it fits the screen; a column of ones (fwd) goes first."""
+    if "fwd" in head and all(line[list(head).index("fwd")] == "1" for line in lines):
+        at = list(head).index("fwd")
+        head, lines = [*head[:at], *head[at + 1 :]], [[*line[:at], *line[at + 1 :]] for line in lines]
+    wide = max(len(line) for line in _table(head, lines).splitlines())
+    room = max(len(line[0]) for line in lines) - max(0, wide - WIDTH)
+    cut = [[line[0] if len(line[0]) <= room else "~" + line[0][1 - room :], *line[1:]] for line in lines]
+    return _table(head, cut)
 
 
 def _fold(rows: Sequence[Any], same: Sequence[str]) -> list[tuple[str, Any, int]]:
@@ -64,11 +85,11 @@ def show_plan(plan: Plan) -> str:
     if plan.base is not None:
         text.append(f"base: {_scale(plan.base)}")
     lines = []
-    for name, row, count in _fold(rows, ("shape", "lr", "init_std", "weight_decay", "eps")):
+    for name, row, count in _fold(rows, ("shape", "lr", "init_std", "init_value", "weight_decay", "eps")):
         shape = "x".join(str(extent) for extent in row.shape)
         lines.append([name + (f" ({count})" if count > 1 else ""), row.role, shape, _number(row.factors.forward),
-                      _number(row.init_std), _number(row.lr), _number(row.weight_decay)])  # fmt: skip
-    text.append(_table(["parameter", "role", "shape", "fwd", "init", "lr", "decay"], lines))
+                      _init(row), _number(row.lr), _number(row.weight_decay)])  # fmt: skip
+    text.append(_fit(["parameter", "role", "shape", "fwd", "init", "lr", "decay"], lines))
     text += _casts([row for row in rows if row.formats.casts])
     lines = [
         [name + (f" ({count})" if count > 1 else ""), _number(site.multiplier), _number(site.expected_scale)]

@@ -112,6 +112,8 @@ class Monomial:
                     f"the rule needs the size {name}", key=name, hint="give base= and target= scales that carry it"
                 )
             number *= _power(sizes[name], power, name)
+            if sizes[name] == 1 and name.endswith("_ratio") and parts:
+                continue  # base and target agree: a factor of 1 explains nothing
             parts.append(f"{name}{_show_power(power)}")
             legend.append(f"{name} {show_number(sizes[name])}")
         tail = f" ({', '.join(legend)})" if legend else ""
