@@ -50,7 +50,7 @@ def own_groups(wrong):
 
     def build(width, depth):
         model = Decoder(DecoderConfig(width=width, depth=depth, scaling="plain", norm="trainable"))
-        plan = iso.plan(model, "mup", base=iso.Scale(width=32), hps={"lr": 1.0})
+        plan = iso.plan(model, "mup", base=iso.Scale(width=64), hps={"lr": 1.0})
         plan.apply(model, seed=torch.initial_seed() % 2**31)
         named = dict(model.named_parameters())
         model.param_groups = lambda lr: [
@@ -61,11 +61,16 @@ def own_groups(wrong):
     return build
 
 
+HAND = {"rule": "none", "widths": (64, 128, 256), "steps": 5, "seeds": 1, "data": None}
+
+
+def test_mup_by_hand_passes(quick, tmp_path):
+    assert run_check(own_groups(""), tmp_path, quick(**HAND)).passes
+
+
 @pytest.mark.parametrize("wrong", ["blocks.0.attn.qkv", "blocks.1.attn.out"])
 def test_one_layer_whose_lr_is_not_scaled_is_found_by_name(quick, tmp_path, wrong):
-    settings = quick(rule="none", widths=(32, 64, 128, 256))
-    assert run_check(own_groups(""), tmp_path / "right", settings).passes
-    found = run_check(own_groups(f"{wrong}.weight"), tmp_path / "wrong", settings)
+    found = run_check(own_groups(f"{wrong}.weight"), tmp_path, quick(**HAND))
     assert found.verdict == "fails"
     assert found.suspects[0].name == wrong
     assert "LR does not shrink" in found.suspects[0].why

@@ -135,3 +135,17 @@ def test_settings_that_make_no_sense_are_refused(changes, key):
 def test_one_size_is_not_a_check(tmp_path):
     with pytest.raises(ConfigError, match="only one"):
         run_check("isoscale", tmp_path, CheckSettings(widths=(32,), depths=(2,)))
+
+
+def test_a_model_that_says_its_input_size_gets_images():
+    """As timm's do: `pretrained_cfg["input_size"]`."""
+
+    def build(width):
+        model = nn.Sequential(nn.Conv2d(3, width, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+        model.pretrained_cfg = {"input_size": (3, 32, 32)}
+        return model
+
+    built = resolve(build, smallest=32, unit=False).build(32, 0)
+    task = make_task(built, 0, None)
+    assert task.batch(0).shape == (16, 3, 32, 32)
+    assert torch.isfinite(task.loss(built.model, task.batch(0)))

@@ -39,7 +39,7 @@ def curves(tensors: Sequence[Mapping[str, Any]], axis: str, quantity: str) -> An
     kinds = list(dict.fromkeys(one["kind"] for one in rows))
     lines = -(-len(kinds) // _COLUMNS)
     figure = subplots.make_subplots(rows=max(lines, 1), cols=_COLUMNS, subplot_titles=kinds, shared_yaxes="all",
-                                    vertical_spacing=0.3 / max(lines, 1), horizontal_spacing=0.02)  # fmt: skip
+                                    vertical_spacing=0.38 / max(lines, 1), horizontal_spacing=0.02)  # fmt: skip
     sizes = sorted({float(size) for one in rows for size in one["rms"]})
     shown: set[str] = set()
     tallest = 1.0
@@ -63,7 +63,7 @@ def curves(tensors: Sequence[Mapping[str, Any]], axis: str, quantity: str) -> An
     figure.update_yaxes(range=[-1.1 * tallest, 1.1 * tallest], zeroline=True, zerolinecolor="#9ca3af")
     for line in range(lines):
         figure.update_yaxes(row=line + 1, col=1, title_text="octaves")
-    figure.update_layout(template="plotly_white", height=110 + 230 * max(lines, 1),
+    figure.update_layout(template="plotly_white", height=110 + 250 * max(lines, 1),
                          margin={"l": 60, "r": 20, "t": 60, "b": 50},
                          legend={"orientation": "h", "y": 1.0, "yref": "container", "yanchor": "top"})  # fmt: skip
     return figure
