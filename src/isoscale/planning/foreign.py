@@ -133,7 +133,8 @@ def _multipliers(s: _Subject, table: Table, shared: Mapping[str, float], hps: Ma
             out.update(dict.fromkeys(one.ends, branch))
     tied = table.tied_readout if table.tied_readout is not None else _pure(table.sites["readout"].multiplier)
     for name, info in s.infos.items():
-        if info.role == "embedding" and "matmul" in s.seen.uses[name].kinds and name in s.seen.feeds:
+        use = s.seen.uses.get(name)  # None: never used, its role was said
+        if use is not None and info.role == "embedding" and "matmul" in use.kinds and name in s.seen.feeds:
             sizes = {**shared, "fan_in_ratio": shared["width_ratio"], "fan_in": info.fan_out}
             if isclose(tied.evaluate(hps, sizes).number, 1.0):
                 continue
