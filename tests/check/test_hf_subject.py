@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from isoscale._base.errors import ConfigError
+from isoscale._base.errors import ConfigError, PlanError
 from isoscale.check import run_check
 from isoscale.check.hf import hf_builder
 from isoscale.check.subject import resolve
@@ -79,7 +79,7 @@ def test_a_config_that_is_none_is_refused(hf, tmp_path, content, message):
 
 
 def test_a_width_that_heads_do_not_fill_is_refused(llama):
-    with pytest.raises(ConfigError, match="96 fits heads of 16"):
+    with pytest.raises(PlanError, match="no whole number of heads of 16"):
         hf_builder(llama, 64)[0](100, 1)
 
 

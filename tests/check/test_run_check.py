@@ -13,7 +13,6 @@ from isoscale.check import run_check
 from isoscale.models import Decoder, DecoderConfig
 from isoscale.report.check_page import check_page, write_check_page
 
-
 WIDE = {"widths": (64, 128, 256), "steps": 5, "seeds": 1}
 
 

@@ -35,6 +35,7 @@ def three(a, b, c):
 def here(tmp_path, monkeypatch):
     """A folder with `usermodel.py`, which is the current one."""
     (tmp_path / "usermodel.py").write_text(CODE)
+    (tmp_path / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     sys.modules.pop("usermodel", None)
@@ -65,7 +66,7 @@ def test_isoscales_own_decoder_follows_the_rule():
 @pytest.mark.parametrize(("text", "message"), [
     ("usermodel:biuld", "did you mean build?"), ("usermodle:build", "did you mean usermodel?"),
     ("usermodel", "usermodel:build names the function"), ("isoscales", "module:function, a config.json"),
-    ("usermodel:three", "takes a width, or a width and a depth"), ("missing/config.json", "no config.json there"),
+    ("usermodel:three", "takes a width, or a width and a depth"), ("missing/config.json", "no config.json there"), ("confg.json", "did you mean config.json?"),
 ])  # fmt: skip
 def test_a_wrong_target_says_what_is_near(here, text, message):
     if text.endswith(".json"):

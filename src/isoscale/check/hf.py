@@ -7,27 +7,27 @@ are made smaller where the smallest width would hold fewer than four of them; wh
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from isoscale._base.errors import ConfigError, MissingDependencyError
+from isoscale._base.errors import ConfigError, MissingDependencyError, did_you_mean
 from isoscale._base.optional import need
 from isoscale.planning.hf import resized
 
 VOCAB = 512
 KINDS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForImageClassification")
-_PROPORTIONAL = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "word_embed_proj_dim")
 
 
 def _read(path: Path) -> Any:
     transformers = need("transformers", "hf")
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
-        raise ConfigError("no config.json there", key="TARGET", value=str(path), hint="a folder that holds one")
+        near = [found.name for found in file.parent.glob("*.json")]
+        hint = did_you_mean(file.name, near) if near and not path.is_dir() else "a folder that holds one"
+        raise ConfigError(f"no {file.name} there", key="TARGET", value=str(path), hint=hint)
     try:
         return transformers.AutoConfig.from_pretrained(str(file), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -58,40 +58,15 @@ def _head_size(config: Any) -> int:
     return int(told or config.hidden_size // config.num_attention_heads)
 
 
-def scaled_config(config: Any, width: int, depth: int, head_size: int) -> Any:
-    """A copy of a config at another size.
-
-    Args:
-        config: of transformers.
-        width: its `hidden_size`; a multiple of `head_size`.
-        depth: number of layers.
-        head_size: of every attention head.
-
-    Raises:
-        ConfigError: width is no multiple of the head size.
-    """
-    if width % head_size:
-        near = max(1, round(width / head_size)) * head_size
-        raise ConfigError("width must be a multiple of the head size", key="--width", value=width,
-                          hint=f"{near} fits heads of {head_size}")  # fmt: skip
-    new = copy.deepcopy(config)
-    heads, layers = width // head_size, config.num_hidden_layers
-    for name in _PROPORTIONAL:
-        if isinstance(value := getattr(config, name, None), int):
-            setattr(new, name, max(1, round(value * width / config.hidden_size)))
+def _smaller_heads(config: Any, size: int) -> None:
+    """Cut, in place, every head into heads of `size`."""
+    heads = config.hidden_size // size
     groups = getattr(config, "num_key_value_heads", None)
     if isinstance(groups, int):
-        groups = max(1, heads * groups // config.num_attention_heads)
-        while heads % groups:
-            groups -= 1
-        new.num_key_value_heads = groups
-    new.hidden_size, new.num_attention_heads, new.num_hidden_layers = width, heads, depth
+        config.num_key_value_heads = heads * groups // config.num_attention_heads
+    config.num_attention_heads = heads
     if getattr(config, "head_dim", None):
-        new.head_dim = head_size
-    kinds = getattr(config, "layer_types", None)
-    if isinstance(kinds, list) and len(kinds) == layers:
-        new.layer_types = [kinds[i % layers] for i in range(depth)]
-    return new
+        config.head_dim = size
 
 
 def _small(config: Any) -> list[str]:
@@ -136,10 +111,11 @@ def hf_builder(path: Path, smallest: int) -> tuple[Callable[[int, int], nn.Modul
     while size > 8 and (smallest < 4 * size or smallest % size):
         size = max(8, 1 << (size - 1).bit_length() - 1)
     if size != head:
+        _smaller_heads(config, size)
         notes.append(f"head size {head} -> {size}")
 
     def build(width: int, depth: int) -> nn.Module:
-        model: nn.Module = kind(scaled_config(config, width, depth, size)).float()
+        model: nn.Module = kind(resized(config, width, depth)).float()
         return model
 
     return build, tuple(notes)
@@ -150,7 +126,8 @@ def from_config(path: Path, width: int | None, depth: int | None) -> nn.Module:
 
     Args:
         path: `config.json`, or the folder that holds it.
-        width, depth: None: as in the config.
+        width: None: as in the config.
+        depth: likewise.
 
     Raises:
         ConfigError: no config, or no class for it.

@@ -41,7 +41,8 @@ def check_bar(quiet: bool) -> Iterator[Callable[[Status], None] | None]:
 
         yield update
     finally:
-        progress.stop()
+        if progress.live.is_started:
+            progress.stop()
 
 
 def _sizes(text: str, flag: str) -> tuple[int, ...]:
