@@ -73,7 +73,8 @@ def apply_plan(
     """See `Plan.apply`."""
     pairs = match(rows, model)
     modules = {normalise(path): module for path, module in model.named_modules()}
-    if "module" in modules and not all(site.path in modules for site in sites):  # a DDP-wrapped model
+    wanted = {row.name.rpartition(".")[0] for row, _ in pairs} | {site.path for site in sites}
+    if "module" in modules and not wanted <= modules.keys():  # a DDP-wrapped model
         modules = {normalise(path, ddp=True): module for path, module in modules.items()}
     for site in sites:
         if site.attr is not None and site.multiplier is not None:
@@ -98,20 +99,25 @@ def apply_plan(
             )  # fmt: skip
         else:
             _put(parameter, _initial(row, seed).to(parameter.dtype))
-    for row, _ in pairs:
+    for row, parameter in pairs:
         if row.hook != 1:
-            _hook(modules, row)
+            _hook(modules, row, parameter)
     return model
 
 
-def _hook(modules: dict[str, nn.Module], row: ParamRow) -> None:
+def _hook(modules: dict[str, nn.Module], row: ParamRow, parameter: nn.Parameter) -> None:
     path, _, local = row.name.rpartition(".")
     module = modules[path]
     if parametrize.is_parametrized(module, local):
-        for one in module.parametrizations[local]:  # type: ignore[index,union-attr]
+        for one in module.parametrizations[local]:  # type: ignore[index]
             if isinstance(one, Multiplier):
                 one.factor = row.hook
                 return
+    if isinstance(parameter, DTensor):  # FSDP2 holds the module and name of each weight, which a hook would move
+        raise PlanError(
+            f"{row.name} is sharded already and needs a hook for its multiplier {row.hook:g}", key=row.name,
+            hint="plan.apply(model, init=False) before fully_shard, or iso.plan(..., absorb=True)",
+        )  # fmt: skip
     parametrize.register_parametrization(module, local, Multiplier(row.hook))
 
 

@@ -30,10 +30,11 @@ def match(rows: Sequence[ParamRow], model: nn.Module) -> list[tuple[ParamRow, nn
         raw = {normalise(name, ddp=True): parameter for name, parameter in raw.items()}
     missing, extra = sorted(names - raw.keys()), sorted(raw.keys() - names)
     if missing or extra:
+        untied = "; to_empty() and load_state_dict(assign=True) untie shared weights: tie them again"
         raise PlanError(
             "the model is not the one the plan was made for",
             key="plan", value={"only in the plan": missing[:5], "only in the model": extra[:5]},
-            hint="make the plan from this model: iso.plan(model, ...)",
+            hint="make the plan from this model: iso.plan(model, ...)" + ("" if missing else untied),
         )  # fmt: skip
     for row in rows:
         if tuple(raw[row.name].shape) != row.shape:
