@@ -55,12 +55,11 @@ def test_every_family_is_in_the_suite() -> None:
 @pytest.mark.parametrize("optimizer", FAMILIES)
 @pytest.mark.parametrize("name", names())
 def test_tables_are_complete_and_finite(name: str, optimizer: str) -> None:
-    try:
-        table = by_name(name, optimizer)
-    except PlanError as error:
-        assert name.startswith("u-"), name  # only unit-scaled rules may refuse a family
-        assert error.hint
+    if name.startswith("u-") and optimizer not in ("adamw", "lion"):  # only unit-scaled rules may refuse a family
+        with pytest.raises(PlanError, match="has no rules for the optimiser"):
+            by_name(name, optimizer)
         return
+    table = by_name(name, optimizer)
     assert table.optimizer == optimizer
     hps = {**HP_DEFAULTS, "weight_decay": 0.1}
     for role in ROLES:

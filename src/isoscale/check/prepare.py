@@ -19,6 +19,7 @@ from isoscale.check.settings import NONE, CheckSettings
 from isoscale.check.subject import Built, Subject
 from isoscale.check.task import Task, make_task
 from isoscale.models import Decoder
+from isoscale.optim import make_optimizer
 from isoscale.planning import plan
 
 BETAS, EPS = (0.9, 0.95), 1e-8
@@ -83,13 +84,9 @@ def prepare(subject: Subject, settings: CheckSettings, width: int, depth: int, s
     model = built.model
     _still(model)
     task = make_task(built, seed, settings.data)
-    kinds: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    kind = kinds[settings.optimizer]
     if settings.rule == NONE:
-        own: dict[str, Any] = {"betas": BETAS, "eps": EPS} if settings.optimizer == "adamw" else {}
         told = getattr(model, "param_groups", None)
-        groups = told(lr) if callable(told) else model.parameters()
-        return Ready(model, kind(groups, lr=lr, weight_decay=0.0, **own), task)  # type: ignore[call-arg]
+        return Ready(model, _bare(settings.optimizer, told(lr) if callable(told) else model.parameters(), lr), task)
     base = model if (width, depth) == settings.base else _fresh(subject, *settings.base, seed).model
     said: dict[str, Any] = {"base": base, "hps": {"lr": lr}, "optimizer": settings.optimizer}
     said["example"] = built.example if built.loss is None else _inputs(model, task)
@@ -102,8 +99,13 @@ def prepare(subject: Subject, settings: CheckSettings, width: int, depth: int, s
                        if row.hook != 1 and row.role not in _NOT_INSIDE}  # fmt: skip
         made = plan(model, settings.rule, **said)
     made.apply(model, seed=seed)
-    optimizer = kind(made.param_groups(model), lr=lr)  # type: ignore[call-arg]
-    return Ready(model, optimizer, task, factors, made.notes)
+    return Ready(model, make_optimizer(made, model), task, factors, made.notes)
+
+
+def _bare(name: str, groups: Any, lr: float) -> torch.optim.Optimizer:
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr)
+    return torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=EPS, weight_decay=0.0)
 
 
 def _inputs(model: nn.Module, task: Task) -> Any:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from isoscale._base.errors import ConfigError, did_you_mean
-from isoscale.rules import by_name
+from isoscale.rules import FAMILIES, by_name
 
-OPTIMIZERS = ("adamw", "sgd")
+BARE = ("adamw", "sgd")
 NONE = "none"
 UNIT_LR, PLAIN_LR = 0.25, 1e-3
 
@@ -27,7 +27,7 @@ class CheckSettings:
         steps: optimiser steps of the coordinate check.
         seeds: runs of each size; each has its own init and its own order of the data.
         lr: peak learning rate, in base units; None: 1e-3, or 0.25 under a unit-scaled rule.
-        optimizer: `adamw` or `sgd`.
+        optimizer: a family of `isoscale.rules.FAMILIES`; without a rule `adamw` or `sgd`.
         data: text file or folder; None: the text that comes with isoscale.
         transfer: also sweep the LR at the smallest and the largest sizes.
         transfer_steps: steps of each run of that sweep.
@@ -63,11 +63,12 @@ class CheckSettings:
                 raise ConfigError(f"a whole number of at least {least}", key=f"--{name.replace('_', '-')}", value=value)
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise ConfigError("a learning rate is positive and finite", key="--lr", value=self.lr, hint="--lr 1e-3")
-        if self.optimizer not in OPTIMIZERS:
-            hint = did_you_mean(self.optimizer, OPTIMIZERS)
-            raise ConfigError("unknown optimiser", key="--optimizer", value=self.optimizer, hint=hint)
         if self.rule != NONE:
             by_name(self.rule)  # refuses an unknown name
+        known = BARE if self.rule == NONE else tuple(FAMILIES)
+        if self.optimizer not in known:
+            hint = did_you_mean(self.optimizer, known)
+            raise ConfigError("unknown optimiser", key="--optimizer", value=self.optimizer, hint=hint)
 
     @property
     def unit(self) -> bool:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from isoscale._base.errors import ConfigError
 
+_OF_ADAMW = ("lr", "weight_decay", "beta1", "beta2", "eps")
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -25,7 +27,8 @@ def said_roles(pairs: Sequence[str] | None) -> dict[str, str]:
     for pair in pairs or ():
         pattern, equals, role = pair.partition("=")
         if not equals or not pattern or not role:
-            raise ConfigError("a role is given as PATTERN=ROLE", key="--role", value=pair, hint="--role '*.proj=hidden'")
+            raise ConfigError("a role is given as PATTERN=ROLE", key="--role", value=pair,
+                              hint="--role '*.proj=hidden'")  # fmt: skip
         out[pattern] = role
     return out
 
@@ -36,8 +39,8 @@ def _built(target: str, width: int | None, depth: int | None) -> tuple[nn.Module
 
     import torch
 
-    from isoscale.check.subject import resolve
     from isoscale.check.hf import from_config
+    from isoscale.check.subject import resolve
 
     path = Path(target)
     if path.exists() or path.suffix == ".json":
@@ -80,7 +83,7 @@ def model_plan(
     steps = config.base.steps or run.steps * run.batch // (config.base.batch or run.batch)
     common: dict[str, Any] = {
         "hps": {name: getattr(config.hps, name) for name in type(config.hps).model_fields
-                if loaded.origin(f"hps.{name}") != "default" or name in ("lr", "weight_decay", "beta1", "beta2", "eps")},
+                if loaded.origin(f"hps.{name}") != "default" or name in _OF_ADAMW},
         "roles": said_roles(roles) or None, "example": example, "optimizer": run.optimizer, "alpha": rules.alpha,
         "duration": rules.duration, "duration_exponent": rules.duration_exponent, "tau_exponent": rules.tau_exponent,
         "betas": rules.betas, "final_norm_eps": rules.final_norm_eps, "axes": rules.axes, "constant": rules.constant,
@@ -88,7 +91,8 @@ def model_plan(
     }  # fmt: skip
     with warnings.catch_warnings():  # the plan prints its notes
         warnings.simplefilter("ignore", planning.PlanWarning)
-        made = planning.plan(model, rule, base=small, base_run=Scale(batch_tokens=base_tokens, tokens=base_tokens * steps),
+        before = Scale(batch_tokens=base_tokens, tokens=base_tokens * steps)
+        made = planning.plan(model, rule, base=small, base_run=before,
                              target=Scale(batch_tokens=tokens, tokens=tokens * run.steps), **common)  # fmt: skip
         now = planning.plan(model, rule, base=model, **common)
     told = getattr(model, "config", None)

@@ -68,8 +68,8 @@ def make_optimizer(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
     kinds = list(dict.fromkeys(row.optimizer for row in plan.rows))
     for kind in kinds:
         if kind not in _KINDS:
-            raise PlanError(f"torch has no {kind}", key="optimizer", value=kind,
-                            hint=f"{did_you_mean(kind, _KINDS)}; or your own class on plan.param_groups(model)")  # fmt: skip
+            hint = f"{did_you_mean(kind, _KINDS)}; or your own class on plan.param_groups(model)"
+            raise PlanError(f"torch has no {kind}", key="optimizer", value=kind, hint=hint)
     parts = []
     for kind in kinds:
         groups = plan.param_groups(model, part=kind)

@@ -117,8 +117,14 @@ def plan(
         hps: hyperparameters in base units; what is left out has its default.
         roles: pattern -> role, for parameters that cannot be inferred; they win.
         optimizer: family, see `isoscale.rules.FAMILIES`.
-        alpha, duration_exponent, duration, tau_exponent, betas, final_norm_eps, axes, constant: see
-            `isoscale.rules.Options`.
+        alpha: depth exponent, in [1/2, 1].
+        duration_exponent: the LR falls as m_D^-exponent.
+        duration: `iso-horizon`, `tau-constant` or `none`. This and the following are told in `isoscale.rules.Options`.
+        tau_exponent: of the decay's share of the run against tokens per parameter.
+        betas: `linear`, `power` or `constant`.
+        final_norm_eps: `printed` or `derived`.
+        axes: axes whose rules are on.
+        constant: quantities whose rules are off.
         recipe: low-precision recipe whose formats go into the rows.
         decay: `independent` of the LR, `coupled` as in torch, or as the parametrisation's rule says.
         embedding_lr: `constant` drops the size dependence of the embedding's LR (an ablation of u-muP).
@@ -159,8 +165,8 @@ def plan(
     batch_tokens = target.batch_tokens if target else None
     setting = Setting(table, values, recipe, batch_tokens, 1.0)
     if not is_own(model):
-        return foreign_plan(model, base, base_run, target, setting, options, said=dict(hps or {}), roles=roles, clip=clip,
-                            absorb=absorb, example=example)  # fmt: skip
+        return foreign_plan(model, base, base_run, target, setting, options, said=dict(hps or {}), roles=roles,
+                            clip=clip, absorb=absorb, example=example)  # fmt: skip
     infos = infer(model, roles)
     stack, stacked = depth_stack(model)
     scale = scale_of(model, target, stacked)

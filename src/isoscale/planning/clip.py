@@ -39,5 +39,5 @@ def clip_norm(
                 grad *= table.stack_grad.evaluate({}, sizes).number
         total += prod(info.shape) * grad**2
     growth = sqrt(total / base_parameters) * batch
-    return clip * growth, f"{show_number(clip * growth)} = clip {show_number(clip)} x {show_number(growth)} (growth of " \
-        "the gradient's norm)"  # fmt: skip
+    norm, grown = show_number(clip * growth), show_number(growth)
+    return clip * growth, f"{norm} = clip {show_number(clip)} x {grown} (growth of the gradient's norm)"

@@ -89,7 +89,7 @@ def _scales(
         read = config_scale(model)
         wide = [info.fan_out for info in infos.values() if info.role in ("embedding", "input") and len(info.shape) > 1]
         last = [info.fan_in for info in infos.values() if info.role == "readout"]
-        width = read.width or (last[-1] if last else max(wide, default=None))  # type: ignore[type-var]
+        width = read.width or (last[-1] if last else max(wide, default=None))
         told = said.width
         if told is not None and width is not None and told != width:
             raise PlanError(f"target says width {told}, the model has {width}", key="target.width", value=told,
@@ -108,8 +108,9 @@ def _found_ratios(s: _Subject, small: Scale, big: Scale, options: Options) -> Ra
             found = replace(found, depth=branches / base_branches)
         elif found.depth != 1:
             raise PlanError(
-                "the depth differs and the model has no residual branches: no depth rule holds for it", key="base.depth",
-                value=big.depth, hint="compare models of one depth, or axes=('width', 'batch', 'duration')",
+                "the depth differs and the model has no residual branches: no depth rule holds for it",
+                key="base.depth", value=big.depth,
+                hint="compare models of one depth, or axes=('width', 'batch', 'duration')",
             )  # fmt: skip
     return found
 
@@ -118,7 +119,9 @@ def _pure(site: object) -> Monomial:
     return site if isinstance(site, Monomial) else _ONE
 
 
-def _multipliers(s: _Subject, table: Table, shared: Mapping[str, float], hps: Mapping[str, float]) -> dict[str, Monomial]:
+def _multipliers(
+    s: _Subject, table: Table, shared: Mapping[str, float], hps: Mapping[str, float]
+) -> dict[str, Monomial]:
     """Parameter -> the forward factor that it has to take."""
     out: dict[str, Monomial] = {}
     branch = _pure(table.sites["residual_attn"].multiplier)
@@ -126,8 +129,8 @@ def _multipliers(s: _Subject, table: Table, shared: Mapping[str, float], hps: Ma
         for one in s.seen.branches:
             if not one.ends:
                 raise PlanError(
-                    f"the residual branch added in {one.path or type(s.model).__name__} does not end in a weight or a gain, "
-                    f"so its multiplier {branch.evaluate(hps, shared).number:g} has nowhere to go", key=one.path,
+                    f"the residual branch added in {one.path or type(s.model).__name__} does not end in a weight or a "
+                    f"gain, so its multiplier {branch.evaluate(hps, shared).number:g} has nowhere to go", key=one.path,
                     hint="end the branch with a linear layer, a norm or a layer scale; or transfer at one depth",
                 )  # fmt: skip
             out.update(dict.fromkeys(one.ends, branch))
@@ -166,8 +169,8 @@ def foreign_plan(
     """See `isoscale.plan`; `said` are the hyperparameters that the user gave."""
     for name in ("alpha_ffn_act", "alpha_loss", "alpha_res_attn_ratio"):
         if said.get(name, 1.0) != 1.0:
-            raise PlanError(f"{name} cannot be set on a {type(model).__name__}: it has no such place", key=f"hps.{name}",
-                            value=said[name], hint="isoscale.models.Decoder has one")  # fmt: skip
+            raise PlanError(f"{name} cannot be set on a {type(model).__name__}: it has no such place",
+                            key=f"hps.{name}", value=said[name], hint="isoscale.models.Decoder has one")  # fmt: skip
     named(model)
     s = _look(model, _base_of(model, base), roles, example)
     same = all(info.shape == s.base_infos[name].shape for name, info in s.infos.items())

@@ -67,7 +67,8 @@ def resized(config: Any, width: int | None, depth: int | None) -> Any:
         return new
     found, heads = _first(config, _WIDTH), _first(config, _HEADS)
     if found is None:
-        raise PlanError("this config has no width to change", key="base.width", value=width, hint="give base as a model")
+        raise PlanError("this config has no width to change", key="base.width", value=width,
+                        hint="give base as a model")  # fmt: skip
     old = found[1]
     if heads is not None:
         head = getattr(config, "head_dim", None) or old // heads[1]

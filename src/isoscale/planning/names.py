@@ -1,7 +1,7 @@
 """One name for one parameter, whatever wraps the model.
 
-DDP, torch.compile, activation checkpointing, FSDP1 and parametrizations insert path segments; rows are keyed by the name without
-them, so that a plan made on a bare model fits the wrapped one.
+DDP, torch.compile, activation checkpointing, FSDP1 and parametrizations insert path segments; rows are keyed by the
+name without them, so that a plan made on a bare model fits the wrapped one.
 """
 
 from __future__ import annotations

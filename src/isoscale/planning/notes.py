@@ -24,7 +24,7 @@ def range_notes(found: Ratios, table: Table, hps: Mapping[str, float], unused: i
 
 
 def _notes(found: Ratios, table: Table, hps: Mapping[str, float], unused: int) -> list[str]:
-    out = []
+    out: list[str] = []
     ratio = found.of_a_run
     if not table.needs_base:
         return out

@@ -24,8 +24,9 @@ def moved_plan(plan: Plan, batch_tokens: int | None, tokens: int | None) -> Plan
     changes = {name: value for name, value in said.items() if value is not None}
     for name in changes:
         if getattr(plan.target, name) is None or plan.base is None or getattr(plan.base, name) is None:
+            hint = f"iso.plan(..., base=iso.Scale({name}=...), target=iso.Scale({name}=...))"
             raise PlanError(f"the plan knows no base {name}, so there is no ratio to follow", key=f"base.{name}",
-                            hint=f"iso.plan(..., base=iso.Scale({name}=...), target=iso.Scale({name}=...))")  # fmt: skip
+                            hint=hint)  # fmt: skip
     options = Options(**plan.options)
     table = by_name(plan.parametrisation, plan.optimizer, options)
     target = replace(plan.target, **changes)

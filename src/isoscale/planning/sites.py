@@ -54,7 +54,8 @@ def site_rows(
     if described is None:
         return ()
     share = table.tau_share.evaluate(hps, sizes).number
-    taus = transformer_residual_taus(2 * depth, hps["alpha_res"], hps["alpha_res_attn_ratio"], share) if table.unit else ()
+    weights = hps["alpha_res"], hps["alpha_res_attn_ratio"]
+    taus = transformer_residual_taus(2 * depth, *weights, share) if table.unit else ()
     rows = []
     for site in described():
         rule = table.sites[site.kind]

@@ -60,7 +60,8 @@ def ratios(base: Scale, target: Scale, parameters: float, options: Options) -> R
     """The ratios of two scales.
 
     Args:
-        base, target: scales; a size that both leave open has the ratio 1.
+        base: where the HPs were tuned; a size that both leave open has the ratio 1.
+        target: what is trained.
         parameters: parameter count, target over base.
         options: an axis left out of `options.axes` has the ratio 1.
 

@@ -47,7 +47,8 @@ def temperature_sites(
 
     Args:
         model: the target.
-        seen, base: traces of target and base.
+        seen: trace of the target.
+        base: trace of the base.
         alpha_attn: the hyperparameter, 1 for none.
         example: for tracing again.
         ratios: whether the width rule is on; else only alpha_attn counts.
@@ -87,8 +88,10 @@ def _site(
                 value = getattr(module, name) * factor ** (1 / power)
                 why = f"{show_number(value)} = the model's {name} {show_number(getattr(module, name))} x " \
                       f"{show_number(factor ** (1 / power))} (head size {one.head_size}: logits as 1/d)"  # fmt: skip
-                return SiteRow(path=path, port=PORT, kind="attn_logits", multiplier=value, attr=name,
-                               expected_scale=None, format="fp32", cast_scale=None, reasons={"multiplier": why})  # fmt: skip
+                return SiteRow(
+                    path=path, port=PORT, kind="attn_logits", multiplier=value, attr=name, expected_scale=None,
+                    format="fp32", cast_scale=None, reasons={"multiplier": why},
+                )  # fmt: skip
         if not path:
             break
         path = path.rpartition(".")[0]

@@ -26,8 +26,9 @@ def shift(table: Table, role: str, theta: Monomial, optimizer: str = "adamw") ->
         optimizer: the family whose law is applied.
 
     Raises:
-        PlanError: an unknown optimiser or one whose updates no factor leaves alone, a theta that is not positive, a role whose input gradient has a factor of its
-            own (no single theta moves both), or a constant non-zero init, which cannot be scaled.
+        PlanError: an unknown optimiser or one whose updates no factor leaves alone, a theta that is not positive, a
+            role whose input gradient has a factor of its own (no single theta moves both), or a constant non-zero init,
+            which cannot be scaled.
     """
     law = family(optimizer)
     if not law.exact:

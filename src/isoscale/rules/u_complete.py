@@ -10,8 +10,9 @@ A = fan_in^-1/2 for hidden weights, 1/fan_in for the readout, so LR and init col
 - Decay: independent as in u-muP, times m_B / m_D.
 
 Departures from Complete(d)P, kept on purpose: the embedding's LR x fan_out^-1/2 (`embedding_lr="constant"` undoes it)
-and decay independent of the LR, hence of depth (`decay="coupled"` undoes it). With both undone, one clip norm for neither,
-and eps multiplied by each tensor's gradient factor, the two train the same function step for step.
+and decay independent of the LR, hence of depth (`decay="coupled"` undoes it). With both undone, no clipping, and eps
+multiplied by each tensor's gradient factor, the two train the same function step for step. The tau rule need not go: it
+is an exact move itself, as is the norm's scale.
 """
 
 from __future__ import annotations
