@@ -36,6 +36,11 @@ def test_mup_and_its_heirs_are_flat_over_width(quick, tmp_path, rule):
     assert not found.suspects
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adafactor"])
+def test_other_optimisers_follow_the_rule_too(quick, tmp_path, optimizer):
+    assert run_check("isoscale", tmp_path, quick(optimizer=optimizer, **WIDE)).passes
+
+
 def test_complete_d_is_flat_over_depth_and_mup_is_not(quick, tmp_path):
     settings = {"widths": (32,), "depths": (2, 4, 8)}
     assert run_check("isoscale", tmp_path / "a", quick(rule="complete-d", **settings)).passes
