@@ -91,7 +91,7 @@ def answer(
         tensors = [value for value in args if isinstance(value, torch.Tensor)]
         if all(tensor.is_meta and tensor.dtype == x.dtype and x.is_floating_point() for tensor in tensors):
             alike = all(tensor.shape == x.shape for tensor in tensors)
-            shape = x.shape if alike else torch.broadcast_tensors(*tensors)[0].shape
+            shape = x.shape if alike else torch.broadcast_tensors(*tensors)[0].shape  # type: ignore[no-untyped-call]
             return True, x.new_empty(shape)
     if name == "_local_scalar_dense":
         zero = torch.zeros((), dtype=x.dtype).item()
