@@ -155,6 +155,20 @@ def test_transfer_fills_the_base_in_where_rules_have_ratios():
         assert change.left / change.right == pytest.approx(4.0)
 
 
+def test_a_transfer_under_complete_d_moves_along_four_axes():
+    config = RunConfig().with_values(**{"rules.parametrisation": "complete-d"})
+    steps = config.train.steps
+    made = transfer(result(config, 0.01), **{"model.width": 256, "model.depth": 8, "train.batch": 32, "train.steps": steps})
+    base = made.target.base
+    assert (base.width, base.depth, base.batch, base.steps) == (64, 4, 8, steps)
+    quantities = {change.quantity for change in made.changes}
+    assert {"lr", "eps", "weight_decay", "init_std"} <= quantities
+    lr = next(c for c in made.changes if (c.name, c.quantity) == ("head.weight", "lr"))
+    assert lr.left / lr.right == pytest.approx(4.0)  # width alone: batch and tokens grow together, s = 1
+    assert not any("depth differs" in warning for warning in made.warnings)
+    assert any("contested" in warning for warning in made.warnings)
+
+
 @pytest.mark.parametrize(("proxy", "values", "edge", "text"), [
     ({}, {"model.width": 256}, True, "an end of the values"), ({}, {"model.width": 128}, False, "only 2x wider"),
     ({}, {"model.width": 32}, False, "narrower"), ({"model.width": 32}, {"model.width": 256}, False, "below the sizes"),

@@ -34,8 +34,17 @@ def mup() -> RunConfig:
     return sp().with_values(**{"name": "mup", "rules.parametrisation": "mup", "base.width": 64, "base.depth": 4})
 
 
+def complete_d() -> RunConfig:
+    """The proxy in Complete(d)P, with itself as the base: transfers over width, depth, batch and training length."""
+    return sp().with_values(**{
+        "name": "complete-d", "rules.parametrisation": "complete-d", "base.width": 64, "base.depth": 4, "base.batch": 8,
+        "base.steps": 300, "model.qk_norm": True, "model.norm": "trainable", "hps.lr": 2.0**-6, "hps.init_std": 0.06,
+        "hps.lr_embedding": 16.0, "hps.weight_decay": 0.1, "sweep.space": {"lr": tuple(2.0**e for e in range(-9, -3))},
+    })  # fmt: skip
+
+
 _PRESETS: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
-    {"proxy": proxy, "target": target, "sp": sp, "mup": mup}
+    {"proxy": proxy, "target": target, "sp": sp, "mup": mup, "complete-d": complete_d}
 )
 
 

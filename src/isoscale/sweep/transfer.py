@@ -56,8 +56,10 @@ def transfer(source: Path | str | SweepResult, vocab: int = 256, **values: objec
         )
     needs_base = by_name(proxy.rules.parametrisation).needs_base
     base: dict[str, object] = {}
-    if needs_base and proxy.base.width is None:
-        base = {"base.width": proxy.model.width, "base.depth": proxy.model.depth}
+    if needs_base:  # what the proxy's config leaves open is the proxy itself
+        own = {"width": proxy.model.width, "depth": proxy.model.depth, "batch": proxy.train.batch,
+               "steps": proxy.train.steps}  # fmt: skip
+        base = {f"base.{name}": size for name, size in own.items() if getattr(proxy.base, name) is None}
     target = proxy.with_values(**{"name": "target", **base, **values})
     if target.with_values(name=proxy.name) == proxy.with_values(**base):
         hint = f"--width {proxy.model.width * 4}"
@@ -76,7 +78,9 @@ def _warnings(result: SweepResult, target: RunConfig) -> list[str]:
     growth = target.model.width / proxy.model.width
     if 1 < growth < 4:
         out.append(f"the target is only {growth:.3g}x wider than the proxy: a sweep at the target may cost little more")
-    if target.model.depth != proxy.model.depth:
+    table = by_name(proxy.rules.parametrisation)
+    deep = "depth_ratio" in {**table.stack_lr.sizes, **table.stack_grad.sizes, **table.tau_share.sizes}
+    if target.model.depth != proxy.model.depth and not deep:
         out.append(f"the depth differs ({proxy.model.depth} -> {target.model.depth}): the LR carries over width, much "
                    "less over depth (docs/results/depth.md); tune the proxy at the target's depth")  # fmt: skip
     if proxy.model.width < 64:
@@ -86,6 +90,10 @@ def _warnings(result: SweepResult, target: RunConfig) -> list[str]:
     if proxy.model.norm == "trainable" and proxy.rules.parametrisation == "u-mup":
         out.append("u-muP's transfer was shown with non-parametric norms (model.norm = plain)")
     tokens = [c.train.steps * c.train.batch * c.data.seq_len for c in (proxy, target)]
-    if tokens[0] != tokens[1]:
-        out.append(f"the token count differs ({tokens[0]:,} -> {tokens[1]:,}): u-muP has no rule for duration")
+    if tokens[0] != tokens[1] and not table.run.lr.sizes:
+        name = proxy.rules.parametrisation
+        out.append(f"the token count differs ({tokens[0]:,} -> {tokens[1]:,}): {name} has no rule for duration")
+    if tokens[0] != tokens[1] and table.run.lr.sizes:
+        out.append(f"the token count differs ({tokens[0]:,} -> {tokens[1]:,}): the duration rule is contested "
+                   "(docs/batch_and_tokens.md); rules.duration and rules.duration_exponent set it")  # fmt: skip
     return out
