@@ -71,7 +71,7 @@ def test_import_and_help_load_no_torch_and_are_quick(code: str) -> None:
 
 def test_public_names() -> None:
     assert isoscale.__all__ == [
-        "IsoscaleError", "Plan", "RunConfig", "RunResult", "Scale", "config", "export", "formats", "infer_roles",
+        "IsoscaleError", "Plan", "RunConfig", "RunResult", "Scale", "check", "config", "export", "formats", "infer_roles",
         "models", "nn", "numerics", "plan", "planning", "presets", "probe", "report", "rules", "sweep", "train",
     ]  # fmt: skip
     for name in isoscale.__all__:
@@ -91,7 +91,8 @@ def test_commands_and_their_flags() -> None:
     assert found == {
         "quickstart": sorted(["--out", "--data", "--set", "--target-width", "--seed", "--resume", "--quiet", "--json"]),
         "init": sorted(["--preset", "--force", "--json"]),
-        "plan": sorted([*config, "--explain", "--diff", "--vocab", "--json"]),
+        "plan": sorted([*config, "--explain", "--diff", "--vocab", "--model", "--width", "--depth", "--base-width",
+                        "--base-depth", "--role", "--now", "--json"]),
         "sweep": sorted([*config, "--out", "--data", "--workers", "--resume", "--quiet", "--json"]),
         "transfer": sorted(["--width", "--depth", "--recipe", "--set", "--train", "--out", "--resume", "--quiet", "--json"]),
         "train": sorted([*config, "--out", "--data", "--resume", "--quiet", "--json"]),

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from isoscale import config, formats, models, nn, numerics, planning, presets, probe, report, rules, sweep
+    from isoscale import check, config, formats, models, nn, numerics, planning, presets, probe, report, rules, sweep
     from isoscale._base.errors import IsoscaleError
     from isoscale.config import RunConfig, Scale
     from isoscale.planning import Plan, export, infer_roles, plan
@@ -28,10 +28,10 @@ _NAMES = {
     "plan": "isoscale.planning",
     "train": "isoscale.train",
 }
-_FOLDERS = ("config", "formats", "models", "nn", "numerics", "planning", "presets", "probe", "report", "rules", "sweep")
+_FOLDERS = ("check", "config", "formats", "models", "nn", "numerics", "planning", "presets", "probe", "report", "rules", "sweep")
 
 __all__ = [
-    "IsoscaleError", "Plan", "RunConfig", "RunResult", "Scale", "config", "export", "formats", "infer_roles",
+    "IsoscaleError", "Plan", "RunConfig", "RunResult", "Scale", "check", "config", "export", "formats", "infer_roles",
     "models", "nn", "numerics", "plan", "planning", "presets", "probe", "report", "rules", "sweep", "train",
 ]  # fmt: skip
 

@@ -156,7 +156,7 @@ def test_transfer_fills_the_base_in_where_rules_have_ratios():
 
 
 def test_a_transfer_under_complete_d_moves_along_four_axes():
-    config = RunConfig().with_values(**{"rules.parametrisation": "complete-d"})
+    config = RunConfig().with_values(**{"rules.parametrisation": "complete-d", "hps.weight_decay": 0.1})
     steps = config.train.steps
     made = transfer(result(config, 0.01), **{"model.width": 256, "model.depth": 8, "train.batch": 32, "train.steps": steps})
     base = made.target.base

@@ -100,7 +100,7 @@ def plan(
 
 def _show(made: Plan, size: Cost, settings: RunConfig, as_json: bool) -> None:
     """The plan and what a run of it costs."""
-    tokens = settings.train.steps * settings.train.batch * settings.data.seq_len
+    tokens = settings.train.sequences_before(settings.train.steps) * settings.data.seq_len
     tail = (
         f"parameters {size.parameters:,} ({_bytes(size.state_bytes)} with gradients and AdamW state, fp32)\n"
         f"tokens {tokens:,}, training FLOPs {size.flops_per_token * tokens:.3g}"

@@ -140,6 +140,9 @@ class TrainSection(Section):
 
     steps: Count = 300
     batch: Count = Field(8, description="sequences per optimiser step, all micro-batches together")
+    ramp: tuple[tuple[Count, Count], ...] = Field(
+        (), description="batch ramp: (first step, sequences per step), ...; LR and betas follow where the rules say how"
+    )
     accumulate: Count = Field(1, description="micro-batches per optimiser step")
     warmup: Share = Field(0.1, description="share of the steps")
     optimizer: Literal["adamw", "sgd", "adafactor", "muon", "muon-rms"] = Field(
@@ -159,6 +162,28 @@ class TrainSection(Section):
     max_skips: Count = Field(10, description="skip: give up after so many in a row")
     threads: Count = 1
     device: str = Field("auto", description="auto, cpu, cuda")
+
+    def batch_at(self, step: int) -> int:
+        """Sequences of a step."""
+        return ([self.batch] + [size for first, size in self.ramp if first <= step])[-1]
+
+    def sequences_before(self, step: int) -> int:
+        """Sequences of all steps before this one."""
+        ends = [*(first for first, _ in self.ramp), step]
+        sizes, begun = [self.batch, *(size for _, size in self.ramp)], [0, *(first for first, _ in self.ramp)]
+        return sum(size * max(0, min(end, step) - first) for size, first, end in zip(sizes, begun, ends))
+
+    @model_validator(mode="after")
+    def _ramps(self) -> TrainSection:
+        firsts = [first for first, _ in self.ramp]
+        if firsts != sorted(set(firsts)) or any(first >= self.steps for first in firsts):
+            raise _wrong("ramp", f"the ramp's steps {firsts} do not rise, or lie past the last of {self.steps}",
+                         "train.ramp = [[100, 16], [200, 32]]")  # fmt: skip
+        for _, size in self.ramp:
+            if size % self.accumulate:
+                raise _wrong("ramp", f"batch {size} is not divisible by accumulate {self.accumulate}",
+                             f"a multiple of {self.accumulate}")  # fmt: skip
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> TrainSection:

@@ -12,7 +12,7 @@ from isoscale.train.setup import meta_plan
 
 def run_cost(config: RunConfig, vocab: int = 256) -> tuple[int, float]:
     """Tokens and FLOPs of one run of this config."""
-    tokens = config.train.steps * config.train.batch * config.data.seq_len
+    tokens = config.train.sequences_before(config.train.steps) * config.data.seq_len
     model = config.model
     per_token = cost(meta_plan(config, vocab).rows, width=model.width, depth=model.depth, seq_len=config.data.seq_len)
     return tokens, tokens * per_token.flops_per_token

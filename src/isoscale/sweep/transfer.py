@@ -89,7 +89,7 @@ def _warnings(result: SweepResult, target: RunConfig) -> list[str]:
         out.append(f"the target is narrower ({target.model.width}) than the proxy ({proxy.model.width})")
     if proxy.model.norm == "trainable" and proxy.rules.parametrisation == "u-mup":
         out.append("u-muP's transfer was shown with non-parametric norms (model.norm = plain)")
-    tokens = [c.train.steps * c.train.batch * c.data.seq_len for c in (proxy, target)]
+    tokens = [c.train.sequences_before(c.train.steps) * c.data.seq_len for c in (proxy, target)]
     if tokens[0] != tokens[1] and not table.run.lr.sizes:
         name = proxy.rules.parametrisation
         out.append(f"the token count differs ({tokens[0]:,} -> {tokens[1]:,}): {name} has no rule for duration")

@@ -212,6 +212,16 @@ class TokenStream:
         starts = [int(self._starts(row // self.windows)[row % self.windows]) for row in range(first, first + count)]
         return _windows(self.tokens, starts, self.seq_len)
 
+    def span(self, first: int, count: int) -> Batch:
+        """Sequences number `first` to `first + count` of the stream: [count, seq_len] each.
+
+        Raises:
+            ConfigError: a negative first sequence.
+        """
+        if first < 0:
+            raise ConfigError("a sequence number cannot be negative", key="first", value=first)
+        return self._rows(first, count)
+
     def batch(self, step: int) -> Batch:
         """Inputs and targets of a step, each int64 of shape [batch, seq_len]; targets are inputs one token later.
 

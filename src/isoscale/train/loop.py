@@ -30,6 +30,7 @@ from isoscale.models import Decoder
 from isoscale.optim import lr_factor, make_optimizer
 from isoscale.planning import Plan
 from isoscale.probe import first_bad
+from isoscale.rules import by_name
 from isoscale.train import checkpoint
 from isoscale.train.data import TokenStream, eval_batches, load_corpus
 from isoscale.train.folder import check, claim, locked, rewind
@@ -184,6 +185,20 @@ class _Run:
         parts = [torch.from_numpy(part).to(self.device).chunk(self.config.train.accumulate) for part in (ids, targets)]
         return list(zip(*parts))
 
+    def sequences(self, step: int) -> tuple[Any, Any]:
+        """Inputs and targets of a step; under a batch ramp the stream runs on without a gap."""
+        cfg = self.config.train
+        return self.stream.span(cfg.sequences_before(step), cfg.batch_at(step))
+
+    def follow_ramp(self, step: int) -> None:
+        """Set LR peaks, betas, eps and decay for the batch of this step, where the rules say how."""
+        cfg = self.config.train
+        base, run = self.plan.base, by_name(self.plan.parametrisation).run
+        if base is not None and base.batch_tokens and run.lr.sizes:
+            now = self.plan.at(batch_tokens=cfg.batch_at(step) * self.config.data.seq_len)
+            now.update(self.optimizer, self.model)
+            self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+
     def restore(self) -> None:
         """Continue from the newest good checkpoint, if there is one; metric rows after it are dropped."""
         saved = checkpoint.load_latest(self.out)
@@ -230,9 +245,9 @@ class _Run:
         total = 0.0
         # The unit-scaled loss hands back the gradient of the sum, so micro-batches add up by themselves.
         weight = self.loss_scale / (1 if self.unit else cfg.accumulate)
-        for ids, targets in self.micro(*self.stream.batch(step)):
+        for ids, targets in self.micro(*self.sequences(step)):
             with self.context():
-                loss = self.step_model(ids, targets, tokens=cfg.batch * self.config.data.seq_len)
+                loss = self.step_model(ids, targets, tokens=cfg.batch_at(step) * self.config.data.seq_len)
             (loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if self.loss_scale != 1:
@@ -243,7 +258,8 @@ class _Run:
         """Steps until done; a checkpoint also on interruption, unless it hits while a step is half booked."""
         cfg, progress = self.config.train, self.progress
         begun, first, before = time.perf_counter(), progress.step, progress.seconds
-        tokens_per_step = cfg.batch * self.config.data.seq_len
+        seq_len, before_us = self.config.data.seq_len, cfg.sequences_before(first)
+        stages = {first, *(start for start, _ in cfg.ramp)} if cfg.ramp else set()
         val_loss = float("nan")
         self.model.train()
         try:
@@ -251,6 +267,8 @@ class _Run:
                 val_loss = self.evaluate()
             while progress.step < cfg.steps:
                 step = progress.step
+                if step in stages:
+                    self.follow_ramp(step)
                 factor = lr_factor(step, cfg.steps, warmup=cfg.warmup, kind=cfg.schedule, final=cfg.final,
                                    decay_share=cfg.decay_share)  # fmt: skip
                 for group, peak in zip(self.optimizer.param_groups, self.peaks):
@@ -274,16 +292,17 @@ class _Run:
                 if self.due(cfg.checkpoint_every):
                     self.save()
                 if on_step is not None:
-                    rate = (progress.step - first) / (time.perf_counter() - begun)
-                    on_step(Tick(progress.step, cfg.steps, loss, rate * tokens_per_step,
-                                 (cfg.steps - progress.step) / rate))  # fmt: skip
+                    done = cfg.sequences_before(progress.step)
+                    rate = (done - before_us) / (time.perf_counter() - begun)
+                    on_step(Tick(progress.step, cfg.steps, loss, rate * seq_len,
+                                 (cfg.sequences_before(cfg.steps) - done) / rate))  # fmt: skip
         except KeyboardInterrupt:
             if not self.torn:
                 self.save()
             raise
         if progress.step == first:  # resumed at the very end
             val_loss = [row["val_loss"] for row in read(self.metrics.path) if row["kind"] == "eval"][-1]
-        return self.finish(val_loss, tokens_per_step)
+        return self.finish(val_loss)
 
     def due(self, every: int) -> bool:
         """Whether something done every so many steps, and after the last one, is to be done now."""
@@ -314,7 +333,7 @@ class _Run:
         self.progress.in_a_row += 1
         if cfg.on_non_finite == "skip" and self.progress.in_a_row <= cfg.max_skips:
             return
-        batch = self.micro(*self.stream.batch(step))
+        batch = self.micro(*self.sequences(step))
         torch.manual_seed(stream(self.config.seed, "dropout", step))
         culprit = first_bad(self.model, lambda: torch.stack([self.once(*part) for part in batch]).sum())
         many = f" ({self.progress.in_a_row} steps in a row)" if cfg.on_non_finite == "skip" else ""
@@ -323,13 +342,14 @@ class _Run:
             hint="a lower hps.lr, or train.on_non_finite=skip; the last checkpoint is untouched",
         )  # fmt: skip
 
-    def finish(self, val_loss: float, tokens_per_step: int) -> RunResult:
+    def finish(self, val_loss: float) -> RunResult:
         """Write and return the result."""
         progress = self.progress
         result = RunResult(
             out=self.out, val_loss=val_loss, train_loss=sum(self.recent) / max(1, len(self.recent)),
-            steps=progress.step, tokens=progress.step * tokens_per_step, skipped=progress.skipped,
-            clipped=progress.clipped, seconds=progress.seconds, backend=numerics.summary(self.model).backend,
+            steps=progress.step, tokens=self.config.train.sequences_before(progress.step) * self.config.data.seq_len,
+            skipped=progress.skipped, clipped=progress.clipped, seconds=progress.seconds,
+            backend=numerics.summary(self.model).backend,
             parameters=sum(p.numel() for p in self.parameters),
         )  # fmt: skip
         atomic_write(self.out / "result.json", dumps({**asdict(result), "out": str(self.out)}, indent=1))

@@ -24,14 +24,15 @@ def decoder_config(config: RunConfig, vocab: int) -> DecoderConfig:
 def make_plan(config: RunConfig, model: nn.Module) -> Plan:
     """The plan of a config for its model (on any device, meta included)."""
     rules, base, tokens = config.rules, config.base, config.train.batch * config.data.seq_len
+    sequences = config.train.sequences_before(config.train.steps)
     base_tokens = (base.batch or config.train.batch) * config.data.seq_len
-    steps = base.steps or config.train.steps * config.train.batch // (base.batch or config.train.batch)
+    steps = base.steps or sequences // (base.batch or config.train.batch)
     small = Scale(width=base.width, depth=base.depth, batch_tokens=base_tokens, tokens=base_tokens * steps)
     return plan(
         model,
         rules.parametrisation,
         base=small if by_name(rules.parametrisation).needs_base and (base.width or base.depth) else None,
-        target=Scale(batch_tokens=tokens, tokens=tokens * config.train.steps),
+        target=Scale(batch_tokens=tokens, tokens=sequences * config.data.seq_len),
         hps=config.hps.model_dump(),
         optimizer=config.train.optimizer,
         alpha=rules.alpha, duration=rules.duration, duration_exponent=rules.duration_exponent,
