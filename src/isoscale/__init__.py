@@ -28,7 +28,8 @@ _NAMES = {
     "plan": "isoscale.planning",
     "train": "isoscale.train",
 }
-_FOLDERS = ("check", "config", "formats", "models", "nn", "numerics", "planning", "presets", "probe", "report", "rules", "sweep")
+_FOLDERS = ("check", "config", "formats", "models", "nn", "numerics", "planning", "presets", "probe", "report", "rules",
+            "sweep")  # fmt: skip
 
 __all__ = [
     "IsoscaleError", "Plan", "RunConfig", "RunResult", "Scale", "check", "config", "export", "formats", "infer_roles",

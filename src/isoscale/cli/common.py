@@ -15,7 +15,7 @@ from isoscale import presets
 from isoscale.config import Loaded, load
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file.", metavar="FILE")]
-Preset = Annotated[str | None, typer.Option("--preset", "-p", help="Starting point: proxy, target, sp, mup, complete-d.")]
+Preset = Annotated[str | None, typer.Option("--preset", "-p", help="Starting point: a preset, e.g. complete-d.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", "-s", help="One setting, e.g. model.width=256; repeatable.")]
 Data = Annotated[list[str] | None, typer.Option("--data", help="Text file or folder; repeatable.", metavar="PATH")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

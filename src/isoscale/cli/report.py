@@ -11,7 +11,7 @@ from isoscale.cli.common import AsJson, emit
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run, sweep or quickstart folder.", metavar="DIR")],
+    folder: Annotated[Path, typer.Argument(help="A run, sweep, quickstart or check folder.", metavar="DIR")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The page; default DIR/report.html.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -23,6 +23,7 @@ def report(
       isoscale report runs/sweep --out sweep.html
     """
     from isoscale.report import write_report
+    from isoscale.report.check_page import write_check_page
 
-    page = write_report(folder, out)
+    page = write_check_page(folder, out) if (folder / "check.json").is_file() else write_report(folder, out)
     emit(as_json, {"report": str(page)}, f"wrote {page}")
