@@ -102,7 +102,7 @@ def test_commands_and_their_flags() -> None:
         "check": sorted(["--width", "--depth", "--rule", "--base-width", "--base-depth", "--steps", "--seeds", "--transfer",
                          "--transfer-steps", "--lr", "--optimizer", "--data", "--out", "--quiet", "--json"]),
         "formats": ["--json"],
-        "doctor": ["--json"],
+        "doctor": sorted(["--model", "--width", "--depth", "--json"]),
     }  # fmt: skip
     under = get_command(commands.app).commands["formats"].commands  # type: ignore[attr-defined]
     assert {name: sorted(flag for p in command.params for flag in p.opts if flag.startswith("--"))

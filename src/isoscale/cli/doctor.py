@@ -1,4 +1,4 @@
-"""isoscale doctor: what this machine can do, and who will run what."""
+"""isoscale doctor: what this machine can do, and what is wrong in a set-up."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import importlib.util
 import os
 import platform
 import shutil
-from typing import TYPE_CHECKING, Any
+import textwrap
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isoscale._base.errors import ConfigError
 from isoscale.cli.common import AsJson, emit
 
 if TYPE_CHECKING:
     import torch
+
+    from isoscale.check.doctor import Diagnosis
 
 EXTRAS = {"plotly": "report", "tokenizers": "text", "datasets": "hub texts"}
 
@@ -69,19 +73,74 @@ def _casts(device: torch.device) -> dict[str, Any]:
     }
 
 
-def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine can do: device, casts, FP8 backend, compiler, optional packages.
+def _indented(head: str, text: str) -> list[str]:
+    return textwrap.wrap(text, 80, initial_indent=f"  {head:5s}", subsequent_indent=" " * 7, break_on_hyphens=False,
+                         break_long_words=False)  # fmt: skip
+
+
+def screen(found: Diagnosis) -> str:
+    """What `isoscale doctor --model` prints."""
+    from isoscale.check.findings_view import like
+
+    sizes = ", ".join(f"{axis} {width} x {depth}" for axis, (width, depth) in found.sizes.items())
+    lines = [f"{found.name}: {sizes} (width x depth)"]
+    if found.law != "none":
+        lines.append(f"learning rates: {found.law}")
+    away = like([name for _, name, _, _ in found.departures])
+    if away:
+        shown = ", ".join(away[:4]) + (f" and {len(away) - 4} more" if len(away) > 4 else "")
+        lines += textwrap.wrap(f"  leaving that law: {shown}", 80, subsequent_indent="    ", break_on_hyphens=False)
+    for fault in found.faults:
+        count = f" ({len(fault.tensors)} tensors)" if len(fault.tensors) > 1 else ""
+        lines += ["", f"{fault.name}{count}", *_indented("what", fault.what), *_indented("why", fault.why),
+                  *_indented("do", fault.remedy)]  # fmt: skip
+    number = len(found.faults)
+    lines += ["", f"{number} finding{'' if number == 1 else 's'}" if number else "nothing found"]
+    return "\n".join(lines)
+
+
+def _examined(model: str, width: str, depth: str, as_json: bool) -> int:
+    from isoscale.check.doctor import examine
+
+    found = examine(model, numbers(width, "--width"), numbers(depth, "--depth"))
+    emit(as_json, found.to_dict(), screen(found))
+    return 1 if found.faults else 0
+
+
+def numbers(text: str, flag: str) -> tuple[int, ...]:
+    """Whole numbers with commas between.
+
+    Raises:
+        ConfigError: something else.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError("sizes are whole numbers with commas between", key=flag, value=text,
+                          hint=f"{flag} 2,8") from None  # fmt: skip
+
+
+def doctor(
+    model: Annotated[str | None, typer.Option("--model", metavar="MODULE:FUNCTION",
+                     help="A function setup(width, depth) -> model, optimizer: find what is wrong in it.")] = None,
+    width: Annotated[str, typer.Option("--width", help="The base's and a larger one.", metavar="N,N")] = "64,256",
+    depth: Annotated[str, typer.Option("--depth", help="The base's and a larger one.", metavar="N,N")] = "2,8",
+    as_json: AsJson = False,
+) -> int:  # fmt: skip
+    """Say what this machine can do; or, with --model, what is wrong in your set-up.
 
     \b
     Examples:
       isoscale doctor
-      isoscale doctor --json
+      isoscale doctor --model train:setup
+      isoscale doctor --model train:setup --width 128,512 --depth 4 --json
     """
+    if model is not None:
+        return _examined(model, width, depth, as_json)
     facts = _facts()
-    width = max(len(name) for name in facts)
-    lines = [f"{name.ljust(width)}  {value}" for name, value in facts.items()]
+    room = max(len(name) for name in facts)
+    lines = [f"{name.ljust(room)}  {value}" for name, value in facts.items()]
     if not facts["cache writable"]:
         lines.append("the cache folder cannot be written: set ISOSCALE_CACHE to another one")
     emit(as_json, facts, "\n".join(lines))
-    if not facts["cache writable"]:
-        raise typer.Exit(1)
+    return 0 if facts["cache writable"] else 1
