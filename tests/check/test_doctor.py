@@ -18,6 +18,7 @@ from isoscale._base.errors import ConfigError, PlanError
 from isoscale.check.doctor import Diagnosis, examine
 from isoscale.cli.app import main
 from isoscale.cli.doctor import screen
+from isoscale.models import Decoder, DecoderConfig
 
 BASE, VOCAB = (32, 2), 64
 SIZES: dict[str, Any] = {"widths": (32, 128), "depths": (2, 8)}
@@ -334,6 +335,29 @@ def test_refusals(setup: Any, sizes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         examine(setup, **{**SIZES, **sizes})
     assert caught.value.key
+
+
+def test_a_unit_scaled_model_is_refused() -> None:
+    def setup(width: int, depth: int) -> nn.Module:
+        return Decoder(DecoderConfig(vocab=VOCAB, width=width, depth=depth, head_size=16))
+
+    with pytest.raises(PlanError, match="unit-scaled") as caught:
+        examine(setup, **SIZES)
+    assert "isoscale check" in caught.value.hint
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "muon-rms"])
+def test_muon_by_plan_is_healthy(optimizer: str) -> None:
+    def setup(width: int, depth: int) -> Any:
+        model = Model(width, depth)
+        base = model if (width, depth) == BASE else Model(*BASE)
+        plan = iso.plan(model, "complete-d", base=base, optimizer=optimizer)
+        adjust = "match_rms_adamw" if optimizer == "muon-rms" else None
+        matrices = torch.optim.Muon(plan.param_groups(model, part=optimizer), adjust_lr_fn=adjust)
+        return model, (matrices, torch.optim.AdamW(plan.param_groups(model, part="adamw")))
+
+    found = examine(setup, **SIZES)
+    assert (found.faults, found.departures) == ((), ())
 
 
 def test_a_role_that_the_forward_does_not_tell_can_be_said() -> None:

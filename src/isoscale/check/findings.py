@@ -180,8 +180,6 @@ def absolute_ratio(view: View) -> Fault | None:
     """A raw size stands where a ratio to the base belongs: the base itself is changed."""
     words: list[str] = []
     found: list[tuple[str, Entry]] = []
-    if view.unit:
-        return None
     adam = _adam(view.all())
     hidden = [(axis, entry) for axis, entry in adam if entry.info.role == "hidden" and entry.small.lr]
     rest = Counter(entry.small.lr for _, entry in adam if entry.info.role in ("embedding", "input", "bias", "gain"))

@@ -128,14 +128,12 @@ class View:
         branches: the numbers that residual branches are multiplied with in the forward, at the base and the larger
             depth; empty where depth is not compared.
         inlined: attention scales that are written into code although the head size differs, in words.
-        unit: whether the model is made of unit-scaled ops, whose rules know no base.
     """
 
     setups: Mapping[str, Setup]
     entries: Mapping[str, tuple[Entry, ...]]
     branches: tuple[tuple[float, ...], tuple[float, ...]]
     inlined: tuple[str, ...]
-    unit: bool
 
     @property
     def base(self) -> Setup:
@@ -209,9 +207,12 @@ def view_of(setups: Mapping[str, Setup]) -> View:
         setups: `base`, and `width`, `depth` or both.
 
     Raises:
-        PlanError: models whose forward or roles cannot be read; says what helps.
+        PlanError: models whose forward or roles cannot be read, or whose rules know no base; says what helps.
     """
     base = setups["base"]
+    if any(getattr(module, "scaling", None) == "unit" for module in base.model.modules()):
+        raise PlanError("the model is made of unit-scaled ops: its rules are no ratios to a base", key="--model",
+                        hint="isoscale check says whether it transfers")  # fmt: skip
     base_seen, base_held = trace(base.model, base.example), held(base)
     entries: dict[str, tuple[Entry, ...]] = {}
     inlined = []
@@ -222,7 +223,8 @@ def view_of(setups: Mapping[str, Setup]) -> View:
         infos, little = _infos(big, base, seen, kinds)
         if axis == "width":
             kinds = {little[name].name: info for name, info in infos.items()}
-        found = Ratios(width=big.width / base.width, depth=big.depth / base.depth)
+        few, many = len(base_seen.branches), len(seen.branches)
+        found = Ratios(width=big.width / base.width, depth=many / few if few and axis == "depth" else 1.0)
         shared = shared_sizes(found, big.depth, None, None)
         options = Options()
         tied = {name for name, info in infos.items() if info.role == "embedding"
@@ -236,10 +238,9 @@ def view_of(setups: Mapping[str, Setup]) -> View:
             for name, info in infos.items() if name in seen.uses
         )  # fmt: skip
         inlined += _inlined(big, seen, base_seen)
-    unit = any(getattr(module, "scaling", None) == "unit" for module in base.model.modules())
     deep = setups.get("depth")
     branches = (_branch_factors(base), _branch_factors(deep)) if deep else ((), ())
-    return View(setups, entries, branches, tuple(dict.fromkeys(inlined)), unit)
+    return View(setups, entries, branches, tuple(dict.fromkeys(inlined)))
 
 
 def _inlined(big: Setup, seen: Trace, base: Trace) -> list[str]:
