@@ -90,10 +90,12 @@ def _scales(
         wide = [info.fan_out for info in infos.values() if info.role in ("embedding", "input") and len(info.shape) > 1]
         last = [info.fan_in for info in infos.values() if info.role == "readout"]
         width = read.width or (last[-1] if last else max(wide, default=None))
-        told = said.width
-        if told is not None and width is not None and told != width:
-            raise PlanError(f"target says width {told}, the model has {width}", key="target.width", value=told,
-                            hint="leave it out: it is read from the model")  # fmt: skip
+        for name, found in (("width", width), ("depth", read.depth)):
+            told = getattr(said, name)
+            if told is not None and found is not None and told != found:
+                side = "base" if model is s.base and model is not s.model else "target"
+                raise PlanError(f"{side} says {name} {told}, the model has {found}", key=f"{side}.{name}", value=told,
+                                hint="leave it out: it is read from the model")  # fmt: skip
         depth = read.depth or said.depth
         out.append(Scale(width=width, depth=depth, batch_tokens=said.batch_tokens, tokens=said.tokens))
     return out[0], out[1]

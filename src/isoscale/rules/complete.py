@@ -90,7 +90,7 @@ def completep(options: Options) -> Table:
             **table.roles, "embedding": replace(table.roles["embedding"], eps=eps),
             "input": replace(table.roles["input"], eps=eps), "readout": readout,
             "router": replace(readout, eps=_WIDTH_EPS), "final_norm": replace(gain, eps=eps),
-            "finite": replace(gain, eps=_WIDTH_EPS * size("fan_out_ratio")),
+            "finite": replace(gain, eps=eps),
         },
         sites={**table.sites, "readout": SiteRule(multiplier)},
         betas="constant", tied_readout=None,
