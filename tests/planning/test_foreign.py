@@ -338,3 +338,26 @@ def test_refusals_name_what_is_wrong(call: Callable[[], object], words: str) -> 
     with pytest.raises(PlanError, match=words) as caught:
         call()
     assert caught.value.hint or caught.value.key
+
+
+class Plain(nn.Module):
+    """Layers without residual branches, as many as asked for."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, width), nn.Linear(width, 4)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return self.last(x)
+
+
+def test_more_layers_without_residual_branches_are_refused() -> None:
+    with pytest.raises(PlanError, match="no depth rule holds for it"):
+        iso.plan(Plain(64, 4), "complete-d", base=Plain(32, 2), hps=HPS)
+    made = iso.plan(Plain(64, 4), "complete-d", base=Plain(32, 2), hps=HPS, axes=("width", "batch", "duration"))
+    assert made.row("layers.3.weight").relative.lr == 0.5
+    assert iso.plan(Plain(64, 2), "complete-d", base=Plain(32, 2), hps=HPS).row("last.weight").role == "readout"

@@ -17,7 +17,7 @@ from torch import nn
 from isoscale._base.errors import ConfigError, IsoscaleError, did_you_mean
 from isoscale.check.findings import FAMILIES, JUDGES, Fault, clip_binds, follows
 from isoscale.check.findings_view import Setup, View, view_of
-from isoscale.check.subject import Built, _function, _takes_depth
+from isoscale.check.subject import Built, function_of, takes_depth
 from isoscale.check.task import make_task
 
 STEPS = 5
@@ -84,7 +84,7 @@ def _made(function: Callable[..., Any], name: str, width: int, depth: int, deep:
 
 def _named(setup: str) -> Callable[..., Any]:
     try:
-        return _function(setup)
+        return function_of(setup)
     except ConfigError as error:
         error.key = "--model"
         raise
@@ -144,7 +144,7 @@ def examine(
     wide, long = _sizes(widths, "--width"), _sizes(depths, "--depth")
     name = setup if isinstance(setup, str) else getattr(setup, "__name__", type(setup).__name__)
     function = _named(setup) if isinstance(setup, str) else setup
-    deep = _takes_depth(function, name)
+    deep = takes_depth(function, name)
     sizes = {"base": (wide[0], long[0])}
     if len(wide) > 1:
         sizes["width"] = (wide[1], long[0])

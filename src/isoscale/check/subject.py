@@ -67,7 +67,12 @@ def _here() -> Iterator[None]:
         sys.path.pop(0)
 
 
-def _function(target: str) -> Callable[..., Any]:
+def function_of(target: str) -> Callable[..., Any]:
+    """The function that `module:function` names; the current folder can be imported from.
+
+    Raises:
+        ConfigError: no such module or function, or one that does not import.
+    """
     path, _, name = target.partition(":")
     try:
         with _here():
@@ -90,7 +95,12 @@ def _function(target: str) -> Callable[..., Any]:
     return found
 
 
-def _takes_depth(function: Callable[..., Any], name: str) -> bool:
+def takes_depth(function: Callable[..., Any], name: str) -> bool:
+    """Whether a user's function takes a depth beside the width.
+
+    Raises:
+        ConfigError: it takes neither, or more than these two.
+    """
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -122,7 +132,7 @@ def _built(function: Callable[..., Any], sizes: tuple[int, ...], name: str) -> B
 
 def from_function(function: Callable[..., Any], name: str) -> Subject:
     """A subject made of a function of width, or of width and depth."""
-    deep = _takes_depth(function, name)
+    deep = takes_depth(function, name)
 
     def build(width: int, depth: int) -> Built:
         return _built(function, (width, depth) if deep else (width,), name)
@@ -160,7 +170,7 @@ def resolve(target: str | Callable[..., Any], *, smallest: int, unit: bool) -> S
         build, notes = hf_builder(path, smallest)
         return Subject(target, lambda width, depth: Built(build(width, depth)), True, notes)
     if ":" in target:
-        return from_function(_function(target), target)
+        return from_function(function_of(target), target)
     hint = WAYS
     if path.parent == Path() and Path(f"{target}.py").exists():
         hint = f"{target}:build names the function build in {target}.py"

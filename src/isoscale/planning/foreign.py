@@ -108,7 +108,7 @@ def _found_ratios(s: _Subject, small: Scale, big: Scale, options: Options) -> Ra
         branches, base_branches = len(s.seen.branches), len(s.base_seen.branches)
         if base_branches and branches:
             found = replace(found, depth=branches / base_branches)
-        elif found.depth != 1:
+        elif found.depth != 1 or len({info.name for info in s.base_infos.values()}) < len(s.infos):  # more layers
             raise PlanError(
                 "the depth differs and the model has no residual branches: no depth rule holds for it",
                 key="base.depth", value=big.depth,
