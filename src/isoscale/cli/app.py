@@ -6,9 +6,12 @@ import json
 import os
 import signal
 import sys
+import textwrap
 import threading
+import warnings
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 import typer
 
@@ -39,8 +42,28 @@ def _as_json(error: IsoscaleError) -> dict[str, object]:
     return {"error": error.message, "key": error.key, "value": value, "place": error.place, "hint": error.hint}
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+    """A plan's warning as a sentence; it is about sizes, not about a line of code."""
+    if category.__name__ == "PlanWarning":
+        print(textwrap.fill(f"note: {message}", 80, subsequent_indent="      "), file=sys.stderr)
+    else:
+        _warn(message, category, *rest, **more)
+
+
+_warn = warnings.showwarning
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns (and, as a script, exits with) its exit code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        code = _run(arguments)
+    if arguments is None:
+        sys.exit(code)
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     from isoscale.cli import commands  # noqa: F401  (registers every command on `app`)
 
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -84,6 +107,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, before)
     if code == 130:
         print("\ninterrupted; what was finished is saved (--resume continues)", file=sys.stderr)
-    if arguments is None:
-        sys.exit(code)
     return code

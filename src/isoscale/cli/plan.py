@@ -50,11 +50,13 @@ def plan(
       isoscale plan --model my_model:build --width 1024 --depth 24 \\
           --base-width 128 --base-depth 4 --set train.optimizer=muon
     """
+    import warnings
     from pathlib import Path
 
-    from isoscale.planning import cost
+    from isoscale.planning import PlanWarning, cost
     from isoscale.train.setup import meta_plan
 
+    warnings.simplefilter("ignore", PlanWarning)  # the plan prints its notes itself
     loaded = load_config(preset, config, set_)
     settings = loaded.config
     if model is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +79,8 @@ def model_plan(
     small, _ = _built(target, base[0] or sizes[0], base[1] or sizes[1])
     tokens = run.batch * config.data.seq_len
     base_tokens = (config.base.batch or run.batch) * config.data.seq_len
-    steps = config.base.steps or run.steps * run.batch // (config.base.batch or run.batch)
+    total = run.sequences_before(run.steps) * config.data.seq_len
+    steps = config.base.steps or total // base_tokens
     common: dict[str, Any] = {
         "hps": {name: getattr(config.hps, name) for name in type(config.hps).model_fields
                 if loaded.origin(f"hps.{name}") != "default" or name in _OF_ADAMW},
@@ -89,12 +89,10 @@ def model_plan(
         "betas": rules.betas, "final_norm_eps": rules.final_norm_eps, "axes": rules.axes, "constant": rules.constant,
         "decay": rules.decay, "clip": run.clip, "recipe": config.numerics.recipe,
     }  # fmt: skip
-    with warnings.catch_warnings():  # the plan prints its notes
-        warnings.simplefilter("ignore", planning.PlanWarning)
-        before = Scale(batch_tokens=base_tokens, tokens=base_tokens * steps)
-        made = planning.plan(model, rule, base=small, base_run=before,
-                             target=Scale(batch_tokens=tokens, tokens=tokens * run.steps), **common)  # fmt: skip
-        now = planning.plan(model, rule, base=model, **common)
+    before = Scale(batch_tokens=base_tokens, tokens=base_tokens * steps)
+    made = planning.plan(model, rule, base=small, base_run=before,
+                         target=Scale(batch_tokens=tokens, tokens=total), **common)  # fmt: skip
+    now = planning.plan(model, rule, base=model, **common)
     told = getattr(model, "config", None)
     picked, experts = (getattr(told, name, None) for name in ("num_experts_per_tok", "num_local_experts"))
     share = picked / experts if picked and experts else 1.0
