@@ -103,7 +103,7 @@ def test_a_users_groups_are_kept_and_scaled() -> None:
     names = dict(model.named_parameters())
     slow = [p for n, p in names.items() if "mlp" in n]
     rest = [p for n, p in names.items() if "mlp" not in n]
-    made = plan.param_groups(model, [{"params": slow, "lr": 1e-4, "eps": 1e-8, "kind": "slow"},
+    made = plan.param_groups(model, [{"params": slow, "lr": 1e-4, "eps": 1e-8, "kind": "slow", "weight_decay": 0.0},
                                      {"params": rest, "lr": 1e-3, "weight_decay": 0.2}])  # fmt: skip
     rates = {id(p): group for group in made for p in group["params"]}
     row = plan.row("model.layers.0.mlp.up_proj.weight")
@@ -111,15 +111,75 @@ def test_a_users_groups_are_kept_and_scaled() -> None:
     assert group["lr"] == pytest.approx(1e-4 * row.relative.lr)
     assert group["eps"] == pytest.approx(1e-8 * row.relative.eps)
     assert group["kind"] == "slow"
-    assert "weight_decay" not in group
+    assert group["weight_decay"] == 0
     head = rates[id(names["lm_head.weight"])]
     assert (head["lr"], head["weight_decay"]) == pytest.approx((5e-4, 0.4))
     with pytest.raises(PlanError, match="leave out"):
-        plan.param_groups(model, [{"params": slow, "lr": 1.0}])
+        plan.param_groups(model, [{"params": slow, "lr": 1.0, "weight_decay": 0.0}])
     with pytest.raises(PlanError, match="in two groups"):
-        plan.param_groups(model, [{"params": [*slow, *rest, slow[0]], "lr": 1.0}])
+        plan.param_groups(model, [{"params": [*slow, *rest, slow[0]], "lr": 1.0, "weight_decay": 0.0}])
     with pytest.raises(PlanError, match="does not know"):
         plan.param_groups(model, [{"params": [nn.Parameter(torch.zeros(2))], "lr": 1.0}])
+    for missing in ("lr", "weight_decay"):
+        whole = {"params": [*slow, *rest], "lr": 1e-3, "weight_decay": 0.1}
+        del whole[missing]
+        with pytest.raises(PlanError, match=f"has no {missing}, and an optimiser's default cannot be scaled"):
+            plan.param_groups(model, [whole])
+    for wrong in (model.parameters(), {"params": slow}, [slow]):
+        with pytest.raises(PlanError, match="groups is a list of dicts"):
+            plan.param_groups(model, wrong)  # type: ignore[arg-type]
+
+
+def test_own_groups_split_between_two_optimisers() -> None:
+    model = seeded(llama, 128, 4)
+    plan = planned(llama, model, optimizer="muon")
+    groups = [{"params": list(model.parameters()), "lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95)}]
+    parts = {part: {id(p) for g in plan.param_groups(model, groups, part=part) for p in g["params"]}
+             for part in ("muon", "adamw")}  # fmt: skip
+    assert not parts["muon"] & parts["adamw"]
+    assert len(parts["muon"]) + len(parts["adamw"]) == len(plan.rows)
+    assert len(parts["muon"]) == 7 * 4
+
+
+def test_trained_or_empty_weights_are_not_rescaled() -> None:
+    model = seeded(llama, 128, 4)
+    plan = planned(llama, model)
+    plan.apply(model)
+    train(model, torch.optim.AdamW(plan.param_groups(model)), 2)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(PlanError, match="not the values that the model starts with") as caught:
+        plan.apply(model)
+    assert "init=False" in caught.value.hint
+    with pytest.raises(PlanError, match="not the values that the model starts with"):
+        planned(llama, model).apply(model)
+    plan.apply(model, init=False)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    for value in (0.0, float("nan")):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(value)
+        with pytest.raises(PlanError, match="not the values that the model starts with"):
+            plan.apply(model)
+
+
+def test_an_update_keeps_its_place_in_the_schedule() -> None:
+    model = seeded(llama, 128, 2)
+    run = {"base_run": iso.Scale(batch_tokens=64, tokens=640), "target": iso.Scale(batch_tokens=64, tokens=640)}
+    plan = planned(llama, model, **run)
+    optimizer = torch.optim.AdamW(plan.param_groups(model))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / 10)
+    for _ in range(4):
+        optimizer.step()
+        scheduler.step()
+    peak = optimizer.param_groups[0]["initial_lr"]
+    plan.at(batch_tokens=256).update(optimizer, model, scheduler)
+    group = optimizer.param_groups[0]
+    assert (group["initial_lr"], group["lr"]) == pytest.approx((2 * peak, 2 * peak * 0.5))
+    optimizer.step()
+    scheduler.step()
+    assert group["lr"] == pytest.approx(2 * peak * 0.6)
+    with pytest.raises(PlanError, match="trains other parameters"):
+        plan.update(optimizer, copy.deepcopy(model))
 
 
 def test_initial_values_are_the_models_own_scaled() -> None:
@@ -332,6 +392,21 @@ class Quantised(nn.Module):
         (lambda: iso.plan(llama(64, 2), "complete-d", base=llama(32, 2), hps={"alpha_loss": 2.0}), "cannot be set on a"),
         (lambda: iso.plan(llama(64, 2), "complete-d", base=llama(32, 2), hps={"lr": float("nan")}), "positive and finite"),
         (lambda: iso.plan(nn.Identity(), "complete-d", base=nn.Identity()), "no parameters"),
+        (lambda: iso.plan(llama(64, 2), "complete-d", base=llama(32, 2), hps={"lr": "0.1"}), "lr must be a number"),
+        (lambda: iso.plan(llama(64, 2), "complete-d", base=llama(32, 2), hps={"lr": True}), "lr must be a number"),
+        (lambda: iso.plan(llama(64, 2), "complete-d", base=llama(32, 2), hps={"lr": 10**400}), "lr must be a number"),
+        (lambda: iso.plan(llama(64, 2), "complete-d", base=llama(32, 2), hps={"beta2": 1.5}), r"must lie in \[0, 1\)"),
+        (lambda: iso.plan(llama(64, 2), "complete-d", base=llama(32, 2), hps={"betas": 0.9}), "unknown hyperparameter"),
+        (lambda: iso.plan(llama(64, 2), "complete-d", base=llama(32, 2), hps=0.1), "hps is a dict"),
+        (lambda: iso.plan(llama(64, 2), "complete-d", base=32), "base is a Scale or a model"),
+        (lambda: iso.plan(llama(64, 2), "complete-d", base=iso.Scale()), "base says nothing"),
+        (lambda: iso.plan("llama", "complete-d", base=llama(32, 2)), "no nn.Module"),
+        (lambda: iso.plan(llama(64, 2), None, base=llama(32, 2)), "a name or a Table"),
+        (lambda: iso.plan(llama(64, 2), "complete-d", base=llama(32, 2), optimizer=torch.optim.AdamW), "name of a family"),
+        (lambda: iso.plan(llama(64, 2), "complete-d", base=llama(32, 2), roles=["hidden"]), "roles is a dict"),
+        (lambda: iso.plan(llama(64, 2), "complete-d", base=llama(32, 2), clip=-1), "positive gradient norm"),
+        (lambda: iso.plan(llama(64, 2), "complete-d", base=llama(32, 2), alpha="1"), "alpha must be a number"),
+        (lambda: iso.plan(llama(64, 2), "complete-d", base=iso.Scale(width=32, batch_tokens=9, tokens=3)), "whole run"),
     ],
 )  # fmt: skip
 def test_refusals_name_what_is_wrong(call: Callable[[], object], words: str) -> None:

@@ -8,7 +8,6 @@ changes nothing, and at base = target nothing changes at all.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,20 +49,38 @@ def _put(parameter: nn.Parameter, value: torch.Tensor) -> None:
         parameter.copy_(value)
 
 
-def _scale_own(row: ParamRow, parameter: nn.Parameter, config: Any) -> None:
-    """Bring the model's own values to the row's; untouched where they are there up to sampling noise."""
+def _factor(row: ParamRow, parameter: nn.Parameter, config: Any) -> float:
+    """What the model's own values have to be multiplied by; 1 where they are there up to sampling noise.
+
+    Raises:
+        PlanError: values that no fresh model of this kind has: trained ones, NaN, or what `to_empty` leaves.
+    """
     found = read(parameter, row.fan_in, config)
     if row.init_value is not None:
-        if found.constant is not None and found.constant != row.init_value:
-            parameter.fill_(row.init_value)
-        return
-    if row.init_std == 0 or not found.std:
-        return
-    own = row.own_std or found.std
-    there = abs(math.log(found.std / row.init_std)) <= abs(math.log(found.std / own)) if row.own_std else abs(
-        found.std / row.init_std - 1) <= noise(parameter.numel())  # fmt: skip
-    if not there:
-        parameter.mul_(row.init_std / own)
+        if found.constant is None or (found.constant == 0) != (row.init_value == 0):
+            raise _not_fresh(row, "is no constant" if found.constant is None else f"is {found.constant:g} everywhere")
+        return row.init_value / found.constant if found.constant else 1.0
+    if row.init_std == 0:
+        return 1.0
+    if not found.std:
+        raise _not_fresh(row, "holds no random values")
+    if row.own_std is None:  # planned on the meta device: what the model starts at was assumed
+        near = abs(found.std / row.init_std - 1) <= noise(parameter.numel())
+        return 1.0 if near else row.init_std / found.std
+    slack = max(0.03, noise(parameter.numel()))
+    if abs(found.std / row.init_std - 1) <= slack and abs(found.std / row.own_std - 1) > abs(found.std / row.init_std - 1):
+        return 1.0
+    if abs(found.std / row.own_std - 1) > slack:
+        raise _not_fresh(row, f"has the standard deviation {found.std:g}, not the model's own {row.own_std:g}")
+    return row.init_std / row.own_std
+
+
+def _not_fresh(row: ParamRow, what: str) -> PlanError:
+    return PlanError(
+        f"{row.name} {what}: these are not the values that the model starts with, and scaling would destroy them",
+        key=row.name, hint="plan and apply before loading or training; apply(model, init=False) for trained weights, "
+        "draw=True after to_empty",
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -86,12 +103,16 @@ def apply_plan(
                 )
             setattr(modules[site.path], site.attr, site.multiplier)
     config = config_of(model)
+    own = {}
     for row, parameter in pairs if init else ():
         if parameter.is_meta:
             raise PlanError(f"{row.name} is on the meta device", key=row.name, hint="model.to_empty(device=...) first")
+        if row.own_init and not draw and parameter.requires_grad:  # what is frozen was trained elsewhere
+            own[row.name] = _factor(row, parameter, config)  # all are looked at before one is changed
+    for row, parameter in pairs if init else ():
         if row.own_init and not draw:
-            if parameter.requires_grad:  # what is frozen was trained elsewhere
-                _scale_own(row, parameter, config)
+            if own.get(row.name, 1.0) != 1.0:
+                parameter.mul_(own[row.name])
         elif row.own_init and row.init_value is None and row.init_std == 0:
             raise PlanError(
                 f"{row.name} starts at values that only the model itself knows", key=row.name,

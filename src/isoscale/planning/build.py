@@ -13,6 +13,7 @@ from torch import nn
 from isoscale._base.errors import PlanError
 from isoscale.formats.recipes import Recipe, recipe_by_name
 from isoscale.nn import Linear
+from isoscale.planning.arguments import check_arguments
 from isoscale.planning.clip import clip_norm
 from isoscale.planning.foreign import foreign_plan
 from isoscale.planning.names import normalise
@@ -138,6 +139,7 @@ def plan(
     Raises:
         PlanError: names, sizes, roles or factors that do not fit; each says which.
     """
+    check_arguments(model, parametrisation, base, target, optimizer, roles, clip)
     options = Options(alpha, duration_exponent, duration, tau_exponent, betas, final_norm_eps, axes, constant)
     table = by_name(parametrisation, optimizer, options) if isinstance(parametrisation, str) else parametrisation
     recipe = recipe_by_name(recipe) if isinstance(recipe, str) else recipe

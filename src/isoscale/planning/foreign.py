@@ -196,20 +196,31 @@ def foreign_plan(
         rule, owner = rule_of(info, table)
         rule = _rule(info, rule, table)
         start = initial(little, tensors[little.name], modules[little.name.rpartition(".")[0]], config)
-        now = None if parameters[name].is_meta else read(parameters[name], info.fan_in, config_of(model)).std
+        now = None if parameters[name].is_meta else read(parameters[name], info.fan_in, config_of(model))
         own = replace(setting, hps={**hps, "init_std": _spread(start.std, said, hps)})
         row = _foreign_row(info, own, rule, owner, sizes, extra.get(name), start,
                            absorb and parameters[name].requires_grad, asked="init_std" in said)  # fmt: skip
-        rows.append(replace(row, own_std=now))
+        rows.append(_of_target(row, parameters[name], now))
         sized.append((info, sizes))
     sites = temperature_sites(model, s.seen, s.base_seen, hps["alpha_attn"], example,
                               ratios="width" in options.axes and table.needs_base)  # fmt: skip
     limit = clip_norm(clip, table, sized, sum(prod(i.shape) for i in s.base_infos.values()))[0] if clip else None
-    notes = range_notes(found, table, hps, len(s.seen.unused))
+    frozen = sum(not parameter.requires_grad for parameter in parameters.values())
+    words = [*([f"{frozen} frozen parameters keep their values and are in no group"] if frozen else []),
+             *([] if "lr" in said or table.unit else ["no lr was given: the rows are for a base LR of 1"])]  # fmt: skip
+    notes = range_notes(found, table, hps, words)
     return Plan(
         table.name, tuple(rows), sites, hps, small if table.needs_base else None, big, setting.recipe.name,
         optimizer=table.optimizer, options=asdict(options), beta_ratio=found.of_a_run, clip=limit, notes=notes,
     )  # fmt: skip
+
+
+def _of_target(row: ParamRow, parameter: nn.Parameter, now: Initial | None) -> ParamRow:
+    """The row with what the target itself starts at."""
+    if not parameter.requires_grad:
+        reasons = {**row.reasons, "init_std": "frozen: kept as it is"}
+        return replace(row, init_std=0.0, init_value=None, own_init=True, reasons=reasons)
+    return replace(row, own_std=now.std if now is not None else None)
 
 
 def _spread(read: float | None, said: Mapping[str, float], hps: Mapping[str, float]) -> float:

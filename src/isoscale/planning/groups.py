@@ -64,21 +64,29 @@ def param_groups(rows: Sequence[ParamRow], model: nn.Module, part: str | None = 
     return list(buckets.values())
 
 
-def scaled_groups(plan: Plan, model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def scaled_groups(
+    plan: Plan, model: nn.Module, groups: Sequence[Mapping[str, Any]], part: str | None
+) -> list[dict[str, Any]]:
     """The user's groups with each value scaled by its rows' factors. See `Plan.param_groups`."""
+    if isinstance(groups, Mapping) or not all(isinstance(group, Mapping) and "params" in group for group in groups):
+        raise PlanError("groups is a list of dicts with params, as optimisers take them", key="groups",
+                        hint='[{"params": [...], "lr": 1e-3, "weight_decay": 0.1}]')  # fmt: skip
     pairs = match(plan.rows, model)
     rows = {parameter: row for row, parameter in pairs}
     out: list[dict[str, Any]] = []
     seen: set[nn.Parameter] = set()
     for group in groups:
         split: dict[object, dict[str, Any]] = {}
-        for parameter in group["params"]:
+        members: list[Any] = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
+        for parameter in members:
             if parameter not in rows:
                 raise PlanError("a group holds a parameter that the plan does not know", key="groups",
-                                value=tuple(parameter.shape), hint="pass the model itself, not a copy")  # fmt: skip
+                                value=tuple(getattr(parameter, "shape", ())), hint="pass the model itself, not a copy")  # fmt: skip
             if parameter in seen:
                 raise PlanError(f"{rows[parameter].name} is in two groups", key=rows[parameter].name)
             seen.add(parameter)
+            if part not in (None, rows[parameter].optimizer):
+                continue
             scaled = _scaled(group, rows[parameter], plan)
             key = tuple(repr(scaled.get(name)) for name in _SCALED)
             split.setdefault(key, {**scaled, "params": []})["params"].append(parameter)
@@ -95,35 +103,58 @@ _SCALED = ("lr", "eps", "weight_decay", "betas", "momentum")
 
 def _scaled(group: Mapping[str, Any], row: ParamRow, plan: Plan) -> dict[str, Any]:
     out = dict(group)
-    for key, factor in (("lr", row.relative.lr), ("eps", row.relative.eps),
-                        ("weight_decay", row.relative.weight_decay)):  # fmt: skip
-        if isinstance(out.get(key), (int, float)) and factor != 1.0:
+    for key, factor in (("lr", row.relative.lr), ("weight_decay", row.relative.weight_decay),
+                        ("eps", row.relative.eps)):  # fmt: skip
+        if factor == 1.0 or (key == "eps" and "eps" not in family(row.optimizer).fields):
+            continue
+        if key == "eps" and key not in out:
+            out[key] = row.eps  # few write it into a group
+        elif key not in out and not (key == "weight_decay" and plan.hps["weight_decay"] == 0):
+            raise _absent(key, row)
+        elif isinstance(out.get(key), (int, float)):
             out[key] = out[key] * factor
-    for key, mine in (("betas", row.betas), ("momentum", row.betas[:1])):
-        if key in out and plan.beta_ratio != 1.0:
-            told = out[key] if key == "betas" else (out[key],)
-            form = plan.options.get("betas", "constant") if mine != _base_betas(plan)[: len(mine)] else "constant"
-            moved = tuple(scaled_beta(beta, plan.beta_ratio, form) for beta in told)
-            out[key] = moved if key == "betas" else moved[0]
+    if plan.beta_ratio == 1.0:
+        return out
+    moving = row.betas != (plan.hps["beta1"], plan.hps["beta2"])
+    for key in ("betas", "momentum"):
+        if key not in family(row.optimizer).fields or not moving:
+            continue
+        if key not in out:
+            raise _absent(key, row)
+        told = out[key] if key == "betas" else (out[key],)
+        moved = tuple(scaled_beta(beta, plan.beta_ratio, plan.options["betas"]) for beta in told)
+        out[key] = moved if key == "betas" else moved[0]
     return out
 
 
-def _base_betas(plan: Plan) -> tuple[float, float]:
-    return plan.hps["beta1"], plan.hps["beta2"]
+def _absent(key: str, row: ParamRow) -> PlanError:
+    return PlanError(
+        f"the group of {row.name} has no {key}, and an optimiser's default cannot be scaled per tensor", key=f"groups.{key}",
+        hint=f"write {key} into every group, as tuned at the base; or plan.param_groups(model) without groups",
+    )  # fmt: skip
 
 
-def update_groups(rows: Sequence[ParamRow], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def update_groups(
+    rows: Sequence[ParamRow], model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any = None
+) -> None:
     """See `Plan.update`."""
     found = {parameter: row for row, parameter in match(rows, model)}
     for group in optimizer.param_groups:
         wanted = [_settings(found[parameter]) for parameter in group["params"] if parameter in found]
+        if not wanted:
+            raise PlanError("the optimiser trains other parameters than this model's", key="optimizer",
+                            hint="pass the model that the optimiser was made for")  # fmt: skip
         if any(settings != wanted[0] for settings in wanted):
             raise PlanError("an optimiser group mixes parameters whose settings differ", key="optimizer",
-                            hint="make the groups with plan.param_groups(model)")  # fmt: skip
-        for key, value in (wanted[0] if wanted else {}).items():
+                            hint="make the groups with plan.param_groups(model), and no groups of your own")  # fmt: skip
+        share = group["lr"] / group["initial_lr"] if group.get("initial_lr") else 1.0  # where the schedule stands
+        for key, value in wanted[0].items():
+            new = value * share if key == "lr" else value
             if isinstance(group.get(key), torch.Tensor):  # a compiled step holds its LR in a tensor
-                group[key].fill_(value)
+                group[key].fill_(new)
             else:
-                group[key] = value
-        if wanted and "initial_lr" in group:
+                group[key] = new
+        if "initial_lr" in group:
             group["initial_lr"] = wanted[0]["lr"]
+    if scheduler is not None:
+        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]

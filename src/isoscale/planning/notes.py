@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from isoscale.planning.sizes import Ratios
 from isoscale.rules import Table
@@ -15,15 +15,17 @@ class PlanWarning(UserWarning):
     """A rule is used where it is less sure; the plan's notes say the same."""
 
 
-def range_notes(found: Ratios, table: Table, hps: Mapping[str, float], unused: int = 0) -> tuple[str, ...]:
-    """Notes on rules that leave the range in which they are known to hold; each is raised as a warning too."""
-    out = _notes(found, table, hps, unused)
+def range_notes(
+    found: Ratios, table: Table, hps: Mapping[str, float], more: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Notes on rules that leave the range in which they are known to hold, and `more`; each is a warning too."""
+    out = [*more, *_notes(found, table, hps)]
     for note in out:
         warnings.warn(note, PlanWarning, stacklevel=4)
     return tuple(out)
 
 
-def _notes(found: Ratios, table: Table, hps: Mapping[str, float], unused: int) -> list[str]:
+def _notes(found: Ratios, table: Table, hps: Mapping[str, float]) -> list[str]:
     out: list[str] = []
     ratio = found.of_a_run
     if not table.needs_base:
@@ -45,6 +47,4 @@ def _notes(found: Ratios, table: Table, hps: Mapping[str, float], unused: int) -
             f"the training length changes {found.tokens:g} times: measured duration exponents reach from 0.28 to 0.5, "
             f"which is a factor of {max(found.tokens, 1 / found.tokens) ** 0.2:.2g} in the LR"
         )
-    if unused:
-        out.append(f"{unused} trainable parameters are not used by the forward")
     return out

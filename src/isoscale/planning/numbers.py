@@ -17,6 +17,8 @@ from isoscale.rules import RoleRule, Table, Value
 from isoscale.rules.monomial import show_number
 from isoscale.rules.table import HP_DEFAULTS
 
+_HABITS = {"learning_rate": "the name here is lr", "wd": "the name here is weight_decay",
+           "betas": "two names here: beta1 and beta2", "momentum": "the name here is beta1"}  # fmt: skip
 NOT_MATRICES = ("embedding", "gain", "bias", "vector", "finite", "final_norm")
 
 
@@ -46,18 +48,22 @@ def all_hps(said: Mapping[str, float] | None, table: Table) -> dict[str, float]:
         PlanError: an unknown name, or a value that is not positive and finite.
     """
     out = dict(HP_DEFAULTS)
+    if said is not None and not isinstance(said, Mapping):
+        raise PlanError("hps is a dict of numbers", key="hps", value=said, hint='hps={"lr": 1e-3, "weight_decay": 0.1}')
     for name, value in (said or {}).items():
         if name not in out:
+            hint = _HABITS.get(name) or did_you_mean(name, HP_DEFAULTS)
+            raise PlanError(f"unknown hyperparameter {name!r}", key=f"hps.{name}", value=value, hint=hint)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e30:
+            raise PlanError(f"{name} must be a number", key=f"hps.{name}", value=value, hint=f'hps={{"{name}": 0.1}}')
+        beta, free = name in ("beta1", "beta2"), name == "weight_decay"
+        if beta and not 0 <= value < 1:
+            raise PlanError(f"{name} must lie in [0, 1)", key=f"hps.{name}", value=value, hint="for example 0.9")
+        if not math.isfinite(value) or value < 0 or (value == 0 and not (beta or free)):
             raise PlanError(
-                f"unknown hyperparameter {name!r}", key=f"hps.{name}", value=value, hint=did_you_mean(name, HP_DEFAULTS)
-            )
-        if not math.isfinite(value) or value < 0 or (value == 0 and name not in ("weight_decay", "beta1", "beta2")):
-            raise PlanError(
-                f"{name} must be positive and finite",
-                key=f"hps.{name}",
-                value=value,
-                hint="for example 1.0" if table.unit else "for example 2**-8",
-            )
+                f"{name} must be {'zero or more' if free else 'positive'} and finite", key=f"hps.{name}", value=value,
+                hint="for example 0.1" if free else "for example 1.0" if table.unit else "for example 2**-8",
+            )  # fmt: skip
         out[name] = float(value)
     return out
 

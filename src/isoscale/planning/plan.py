@@ -99,11 +99,12 @@ class Plan:
             model: the plan's model, wrapped or not.
             groups: your own groups, with values tuned at the base: they are kept, split only where factors differ,
                 and their lr, eps, weight_decay and betas are scaled. At base = target they come back as they are.
+                What is to be scaled has to be in the group: a default of the optimiser is out of reach.
             part: only the parameters of one optimiser (`muon`, `adamw`), where a plan trains with two.
 
         Raises:
             PlanError: the model's parameters and the rows do not match; an unknown part; groups that leave out or
-                repeat a trainable parameter.
+                repeat a trainable parameter, or lack a value that has to be scaled.
         """
         rows = self.rows
         if part is not None:
@@ -111,19 +112,26 @@ class Plan:
             if part not in kinds:
                 raise PlanError(f"the plan has no part {part!r}", key="part", value=part, hint=f"one of {kinds}")
         if groups is not None:
-            return scaled_groups(self, model, groups)
+            return scaled_groups(self, model, groups, part)
         return param_groups(rows, model, part)
 
-    def update(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    def update(self, optimizer: torch.optim.Optimizer, model: nn.Module, scheduler: Any = None) -> None:
         """Set an optimiser's groups to this plan's LR, eps, decay and betas, its state untouched.
 
-        For a batch ramp or a resumed run: `plan.at(batch_tokens=...).update(optimizer, model)`. LRs are peaks; a
-        scheduler that multiplies `initial_lr` gets that too.
+        For a batch ramp or a resumed run: `plan.at(batch_tokens=...).update(optimizer, model, scheduler)`. Rows hold
+        peaks: a group that a scheduler has given an `initial_lr` keeps its place in the schedule.
+
+        Args:
+            optimizer: made from this plan's groups, or those of the plan it was moved from.
+            model: the model it trains.
+            scheduler: torch's, of the kind that multiplies `base_lrs` (LambdaLR, Hugging Face's); it keeps peaks of its
+                own and would bring the old ones back. Chained and recursive kinds (CosineAnnealingLR, OneCycleLR) have
+                to be made anew.
 
         Raises:
-            PlanError: a group mixes parameters whose settings differ.
+            PlanError: the optimiser trains another model, or a group mixes parameters whose settings differ.
         """
-        update_groups(self.rows, model, optimizer)
+        update_groups(self.rows, model, optimizer, scheduler)
 
     def at(self, *, batch_tokens: int | None = None, tokens: int | None = None) -> Plan:
         """The same plan at another batch or training length: LR, eps, decay and betas move, nothing else.

@@ -51,6 +51,10 @@ class Options:
     constant: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for key in ("alpha", "duration_exponent", "tau_exponent"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise PlanError(f"{key} must be a number", key=key, value=value, hint="0.5")
         if not 0.5 <= self.alpha <= 1:
             raise PlanError("alpha must lie in [1/2, 1]", key="alpha", value=self.alpha, hint="1.0, or 0.5")
         for key, top in (("duration_exponent", 1.0), ("tau_exponent", 1.0)):
