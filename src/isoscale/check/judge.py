@@ -182,26 +182,28 @@ def _why(first: Finding, drowned: bool) -> str:
         return "it is zero or overflows at some size: lower --lr, or look at its init"
     at_init = first.quantity == "value" and abs(first.init_slope) > BROKEN
     if first.axis == "depth" and first.verdict == "grows":
-        return ("the residual branches are not scaled down with depth (x + depth^-alpha f(x))" if at_init else
-                "the branches' multiplier or the LR of what is inside them does not shrink with depth")  # fmt: skip
+        return ("probably the residual branches are not scaled down with depth (x + depth^-alpha f(x))" if at_init else
+                "probably the branches' multiplier or the LR of what is inside them does not shrink with depth")  # fmt: skip
     if first.verdict == "grows":
-        return "its init does not shrink with fan-in" if at_init else "its LR does not shrink with fan-in"
+        return f"probably its {'init' if at_init else 'LR'} does not shrink with fan-in, or a factor before it does not"
     if at_init:
-        return f"its init shrinks too fast with {first.axis}"
+        return f"probably its init shrinks too fast with {first.axis}"
     if drowned:
         return "Adam's eps is no longer small beside its gradient"
-    return f"its LR shrinks with {first.axis} more than it needs to"
+    return f"probably its LR shrinks with {first.axis} more than it needs to"
 
 
 def suspect(found: Sequence[Finding], parameters: Sequence[Trend]) -> Suspect | None:
-    """The first tensor in forward order that grows, or else that vanishes, and why it may; None where none does.
+    """The first tensor in forward order that is broken at init already, or else grows, or else vanishes, and why it may.
 
-    What grows comes first, since a tensor that grows downstream of another one's LR can make a third shrink.
+    A break at init comes first: training carries it back to tensors before it. Then what grows, since a tensor that
+    grows downstream of another one's LR can make a third shrink. None where nothing is broken.
     """
     broken = [finding for finding in found if finding.ok is False]
     if not broken:
         return None
-    first = next((finding for finding in broken if finding.verdict != "vanishes"), broken[0])
+    early = [one for one in broken if one.quantity == "value" and abs(one.init_slope) > BROKEN]
+    first = next((finding for finding in early or broken if finding.verdict != "vanishes"), (early or broken)[0])
     same = [finding for finding in found if finding.name == first.name and finding.ok is False]
     first = next((finding for finding in same if abs(finding.init_slope) > BROKEN), same[-1])
     drowned = any(trend.eps_dominates and trend.name.startswith(f"{first.name}.") for trend in parameters)
