@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from isoscale._base.errors import ConfigError
+from isoscale._base.errors import ConfigError, PlanError
 from isoscale.config import RunConfig
 from isoscale.train import loop, train
 
@@ -57,12 +57,15 @@ def test_lr_and_betas_follow_the_plan(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_without_a_batch_rule_the_rate_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[int] = []
-    real = loop._Run.follow_ramp
-    monkeypatch.setattr(loop._Run, "follow_ramp", lambda self, step: (called.append(step), real(self, step))[1])
+    monkeypatch.setattr(loop._Run, "follow", lambda self, plan: pytest.fail("nothing to follow"))
     result = train(config(**{"rules.parametrisation": "u-mup"}), tmp_path / "run")
-    assert called == [0, 4, 8]
     assert result.tokens == 56 * 16
+
+
+def test_a_stage_that_no_rule_can_serve_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="leaves the range"):
+        train(config(**{"train.ramp": [[4, 64]], "base.steps": 100}), tmp_path / "run")
+    assert not rows(tmp_path / "run")
 
 
 def test_a_resumed_ramp_equals_an_uncut_one(tmp_path: Path) -> None:

@@ -182,8 +182,10 @@ def _why(first: Finding, drowned: bool) -> str:
         return "it is zero or overflows at some size: lower --lr, or look at its init"
     at_init = first.quantity == "value" and abs(first.init_slope) > BROKEN
     if first.axis == "depth" and first.verdict == "grows":
-        return ("probably the residual branches are not scaled down with depth (x + depth^-alpha f(x))" if at_init else
-                "probably the branches' multiplier or the LR of what is inside them does not shrink with depth")  # fmt: skip
+        return "probably " + (
+            "the residual branches are not scaled down with depth (x + depth^-alpha f(x))" if at_init else
+            "the branches' multiplier or the LR of what is inside them does not shrink with depth"
+        )  # fmt: skip
     if first.verdict == "grows":
         return f"probably its {'init' if at_init else 'LR'} does not shrink with fan-in, or a factor before it does not"
     if at_init:
@@ -194,7 +196,7 @@ def _why(first: Finding, drowned: bool) -> str:
 
 
 def suspect(found: Sequence[Finding], parameters: Sequence[Trend]) -> Suspect | None:
-    """The first tensor in forward order that is broken at init already, or else grows, or else vanishes, and why it may.
+    """The first tensor in forward order that is broken at init, or else grows, or else vanishes, and why it may.
 
     A break at init comes first: training carries it back to tensors before it. Then what grows, since a tensor that
     grows downstream of another one's LR can make a third shrink. None where nothing is broken.

@@ -68,9 +68,10 @@ def _factor(row: ParamRow, parameter: nn.Parameter, config: Any) -> float:
         near = abs(found.std / row.init_std - 1) <= noise(parameter.numel())
         return 1.0 if near else row.init_std / found.std
     slack = max(0.03, noise(parameter.numel()))
-    if abs(found.std / row.init_std - 1) <= slack and abs(found.std / row.own_std - 1) > abs(found.std / row.init_std - 1):
+    from_row, from_own = abs(found.std / row.init_std - 1), abs(found.std / row.own_std - 1)
+    if from_row <= slack and from_own > from_row:
         return 1.0
-    if abs(found.std / row.own_std - 1) > slack:
+    if from_own > slack:
         raise _not_fresh(row, f"has the standard deviation {found.std:g}, not the model's own {row.own_std:g}")
     return row.init_std / row.own_std
 

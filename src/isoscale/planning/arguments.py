@@ -12,7 +12,8 @@ from isoscale.rules import Scale, Table
 
 
 def check_arguments(
-    model: object, parametrisation: object, base: object, target: object, optimizer: object, roles: object, clip: object,
+    model: object, parametrisation: object, base: object, target: object, optimizer: object, roles: object,
+    clip: object,
 ) -> None:  # fmt: skip
     """Kinds of the arguments of `iso.plan`.
 
@@ -37,6 +38,7 @@ def check_arguments(
     if not isinstance(optimizer, str):
         raise PlanError("optimizer is the name of a family", key="optimizer", value=optimizer, hint="'adamw'")
     if roles is not None and not isinstance(roles, Mapping):
-        raise PlanError("roles is a dict of pattern to role", key="roles", value=roles, hint='{"*.proj.weight": "hidden"}')
+        raise PlanError("roles is a dict of pattern to role", key="roles", value=roles,
+                        hint='{"*.proj.weight": "hidden"}')  # fmt: skip
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, (int, float)) or not 0 < clip < math.inf):
         raise PlanError("clip is a positive gradient norm", key="clip", value=clip, hint="clip=1.0")

@@ -80,8 +80,9 @@ def scaled_groups(
         members: list[Any] = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
         for parameter in members:
             if parameter not in rows:
-                raise PlanError("a group holds a parameter that the plan does not know", key="groups",
-                                value=tuple(getattr(parameter, "shape", ())), hint="pass the model itself, not a copy")  # fmt: skip
+                shape = tuple(getattr(parameter, "shape", ()))
+                raise PlanError("a group holds a parameter that the plan does not know", key="groups", value=shape,
+                                hint="pass the model itself, not a copy")  # fmt: skip
             if parameter in seen:
                 raise PlanError(f"{rows[parameter].name} is in two groups", key=rows[parameter].name)
             seen.add(parameter)
@@ -129,7 +130,8 @@ def _scaled(group: Mapping[str, Any], row: ParamRow, plan: Plan) -> dict[str, An
 
 def _absent(key: str, row: ParamRow) -> PlanError:
     return PlanError(
-        f"the group of {row.name} has no {key}, and an optimiser's default cannot be scaled per tensor", key=f"groups.{key}",
+        f"the group of {row.name} has no {key}, and an optimiser's default cannot be scaled per tensor",
+        key=f"groups.{key}",
         hint=f"write {key} into every group, as tuned at the base; or plan.param_groups(model) without groups",
     )  # fmt: skip
 
@@ -146,7 +148,7 @@ def update_groups(
                             hint="pass the model that the optimiser was made for")  # fmt: skip
         if any(settings != wanted[0] for settings in wanted):
             raise PlanError("an optimiser group mixes parameters whose settings differ", key="optimizer",
-                            hint="make the groups with plan.param_groups(model), and no groups of your own")  # fmt: skip
+                            hint="make the groups with plan.param_groups(model), not with your own")  # fmt: skip
         share = group["lr"] / group["initial_lr"] if group.get("initial_lr") else 1.0  # where the schedule stands
         for key, value in wanted[0].items():
             new = value * share if key == "lr" else value

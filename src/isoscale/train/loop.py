@@ -190,14 +190,19 @@ class _Run:
         cfg = self.config.train
         return self.stream.span(cfg.sequences_before(step), cfg.batch_at(step))
 
-    def follow_ramp(self, step: int) -> None:
-        """Set LR peaks, betas, eps and decay for the batch of this step, where the rules say how."""
-        cfg = self.config.train
-        base, run = self.plan.base, by_name(self.plan.parametrisation).run
-        if base is not None and base.batch_tokens and run.lr.sizes:
-            now = self.plan.at(batch_tokens=cfg.batch_at(step) * self.config.data.seq_len)
-            now.update(self.optimizer, self.model)
-            self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+    def stages(self) -> dict[int, Plan]:
+        """First step of each stage of a batch ramp -> the plan there, where the rules say how; all made, and so
+        checked, before the first step."""
+        cfg, base, run = self.config.train, self.plan.base, by_name(self.plan.parametrisation).run
+        if not cfg.ramp or base is None or not base.batch_tokens or not run.lr.sizes:
+            return {}
+        length = self.config.data.seq_len
+        return {step: self.plan.at(batch_tokens=cfg.batch_at(step) * length) for step in (0, *dict(cfg.ramp))}
+
+    def follow(self, plan: Plan) -> None:
+        """Set LR peaks, betas, eps and decay to a stage's."""
+        plan.update(self.optimizer, self.model)
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
     def restore(self) -> None:
         """Continue from the newest good checkpoint, if there is one; metric rows after it are dropped."""
@@ -259,7 +264,9 @@ class _Run:
         cfg, progress = self.config.train, self.progress
         begun, first, before = time.perf_counter(), progress.step, progress.seconds
         seq_len, before_us = self.config.data.seq_len, cfg.sequences_before(first)
-        stages = {first, *(start for start, _ in cfg.ramp)} if cfg.ramp else set()
+        stages = self.stages()
+        if stages:
+            self.follow(stages[max(step for step in stages if step <= first)])
         val_loss = float("nan")
         self.model.train()
         try:
@@ -268,7 +275,7 @@ class _Run:
             while progress.step < cfg.steps:
                 step = progress.step
                 if step in stages:
-                    self.follow_ramp(step)
+                    self.follow(stages[step])
                 factor = lr_factor(step, cfg.steps, warmup=cfg.warmup, kind=cfg.schedule, final=cfg.final,
                                    decay_share=cfg.decay_share)  # fmt: skip
                 for group, peak in zip(self.optimizer.param_groups, self.peaks):
