@@ -192,6 +192,7 @@ def in_two(width: int, depth: int) -> Any:
 
 CASES: dict[str, tuple[str, Setup, str, Setup]] = {
     "constant": ("constant-lr", constant, r"0\.001 at the base and 0\.001 at width x4.* have 0\.00025", planned),
+    "constant init": ("constant-init", constant, r"has 0\.0\d+ at the base and 0\.0\d+ at width", planned),
     "one eps": ("one-eps", one_eps, r"has 1e-08 at the base and 1e-08 at", planned),
     "one eps, by hand": ("one-eps", by_ratio(False), "one number for all", by_ratio()),
     "decay": ("decay-not-scaled", by_ratio(False), r"lr x decay 0\.0001 at the base and 2\.5e-05", by_ratio()),
@@ -351,7 +352,8 @@ def test_muon_by_plan_is_healthy(optimizer: str) -> None:
     def setup(width: int, depth: int) -> Any:
         model = Model(width, depth)
         base = model if (width, depth) == BASE else Model(*BASE)
-        plan = iso.plan(model, "complete-d", base=base, optimizer=optimizer)
+        plan = iso.plan(model, "complete-d", base=base, optimizer=optimizer, hps={"lr": 0.01})
+        plan.apply(model)
         adjust = "match_rms_adamw" if optimizer == "muon-rms" else None
         matrices = torch.optim.Muon(plan.param_groups(model, part=optimizer), adjust_lr_fn=adjust)
         return model, (matrices, torch.optim.AdamW(plan.param_groups(model, part="adamw")))

@@ -105,6 +105,24 @@ def constant_lr(view: View) -> Fault | None:
     )  # fmt: skip
 
 
+def constant_init(view: View) -> Fault | None:
+    """Hidden matrices start equally large at any width, as with one std for all layers."""
+    table = FAMILIES["complete-d"]()
+    hidden = [(axis, entry) for axis, entry in view.all() if axis == "width" and entry.info.role == "hidden"
+              and entry.small.std and entry.wanted("std", table) < 0.9]  # fmt: skip
+    found = [(axis, entry) for axis, entry in hidden if abs((entry.ratio("std") or 0) - 1) < 0.1]
+    if not found or len(found) < len(hidden) / 2:
+        return None
+    _, one = found[0]
+    return Fault(
+        "constant-init", f"the initial std of hidden matrices does not fall with fan-in: {one.name} has "
+        f"{one.small.std:.3g} at the base and {one.big.std:.3g} at width, a rule would have "
+        f"{one.small.std * one.wanted('std', table):.3g}",
+        "what a layer puts out then grows as sqrt(width), and the residual stream with it",
+        "plan.apply(model) scales the model's own init; or std ~ 1 / sqrt(fan_in)", _names(found),
+    )  # fmt: skip
+
+
 def one_eps(view: View) -> Fault | None:
     """LRs are scaled per tensor, eps is not."""
     if follows(view) in ("constant", "none"):
@@ -306,7 +324,7 @@ def clip_binds(norms: Mapping[str, tuple[float, Sequence[float]]]) -> Fault | No
 
 
 JUDGES: tuple[Callable[[View], Fault | None], ...] = (
-    frozen_groups, constant_lr, absolute_ratio, one_eps, decay_not_scaled, muon_scaled_twice, tied_rescaled,
+    frozen_groups, constant_lr, constant_init, absolute_ratio, one_eps, decay_not_scaled, muon_scaled_twice, tied_rescaled,
     inlined_attention_scale,
 )  # fmt: skip
 """In the order of the report; `clip_binds` comes last, it trains."""

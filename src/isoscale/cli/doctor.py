@@ -84,8 +84,10 @@ def screen(found: Diagnosis) -> str:
 
     sizes = ", ".join(f"{axis} {width} x {depth}" for axis, (width, depth) in found.sizes.items())
     lines = [f"{found.name}: {sizes} (width x depth)"]
-    if found.law != "none":
-        lines.append(f"learning rates: {found.law}")
+    lines.append(
+        f"learning rates: {found.law}" if found.law != "none"
+        else "no optimiser of Adam's kind was given: LR, eps and decay were not compared"
+    )  # fmt: skip
     away = like([name for _, name, _, _ in found.departures])
     if away:
         shown = ", ".join(away[:4]) + (f" and {len(away) - 4} more" if len(away) > 4 else "")
