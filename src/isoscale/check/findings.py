@@ -324,7 +324,7 @@ def clip_binds(norms: Mapping[str, tuple[float, Sequence[float]]]) -> Fault | No
 
 
 JUDGES: tuple[Callable[[View], Fault | None], ...] = (
-    frozen_groups, constant_lr, constant_init, absolute_ratio, one_eps, decay_not_scaled, muon_scaled_twice, tied_rescaled,
-    inlined_attention_scale,
+    frozen_groups, constant_lr, constant_init, absolute_ratio, one_eps, decay_not_scaled, muon_scaled_twice,
+    tied_rescaled, inlined_attention_scale,
 )  # fmt: skip
 """In the order of the report; `clip_binds` comes last, it trains."""
