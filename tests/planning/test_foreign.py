@@ -436,3 +436,22 @@ def test_more_layers_without_residual_branches_are_refused() -> None:
     made = iso.plan(Plain(64, 4), "complete-d", base=Plain(32, 2), hps=HPS, axes=("width", "batch", "duration"))
     assert made.row("layers.3.weight").relative.lr == 0.5
     assert iso.plan(Plain(64, 2), "complete-d", base=Plain(32, 2), hps=HPS).row("last.weight").role == "readout"
+
+
+class Bent(nn.Module):
+    """A head whose weight is normalised before its matmul."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(32, width), nn.Linear(width, 32, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return nn.functional.linear(self.embed(ids), nn.functional.normalize(self.head.weight))
+
+
+def test_a_weight_behind_something_nonlinear_is_not_guessed() -> None:
+    with pytest.raises(PlanError, match="goes through something nonlinear before its matmul") as caught:
+        iso.infer_roles(Bent(64), Bent(32))
+    assert 'roles={"head.weight": "hidden"}' in caught.value.hint
+    made = iso.plan(Bent(64), "complete-d", base=Bent(32), hps=HPS, roles={"head.weight": "readout"})
+    assert made.row("head.weight").relative.lr == 0.5

@@ -47,6 +47,11 @@ def _role(name: str, use: Use, up: Sequence[bool], trace_: Trace, identity: bool
         return "embedding"
     if use.kinds & {"matmul", "conv"}:
         return _matrix_role(use, up, name, trace_.feeds)
+    if use.bent and any(up):
+        raise PlanError(
+            f"{name} is a weight that goes through something nonlinear before its matmul: no rule knows its scale",
+            key=name, hint=_tag(name),
+        )  # fmt: skip
     if not any(up) and not (identity and len(up) == 1 and use.normalised):
         return "finite"
     if use.normalised and use.after:

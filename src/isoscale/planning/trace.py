@@ -41,6 +41,7 @@ class Use:
         after: used after the last residual add on its way (final norm, readout); False without residual adds.
         routes: a matmul that decides which expert a token goes to.
         normalised: a gain or shift of something normalised.
+        bent: a matmul or convolution takes it, but after something nonlinear (a normalised or squashed weight).
     """
 
     kinds: frozenset[Kind]
@@ -50,6 +51,7 @@ class Use:
     after: bool
     routes: bool
     normalised: bool
+    bent: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,4 +196,5 @@ def _use(g: Graph, found: list[Consumed], inside: frozenset[int], after: set[int
             one.kind == "matmul" and one.at not in after and routes(g, users, g.nodes[one.at]) for one in weights
         ),
         normalised=any(normalised(g, g.nodes[one.at]) for one in steered),
+        bent=any(one.kind == "other" and g.nodes[one.at].op in ("matmul", "conv") for one in found),
     )
