@@ -430,6 +430,14 @@ class Plain(nn.Module):
         return self.last(x)
 
 
+def test_a_name_as_the_table_prints_it_finds_its_row() -> None:
+    plan = planned(llama, seeded(llama, 128, 4))
+    assert plan.row("model.layers.*.mlp.up_proj").name == "model.layers.0.mlp.up_proj.weight"
+    assert plan.row("lm_head").name == "lm_head.weight"
+    with pytest.raises(PlanError, match="no parameter 'model.layers'"):
+        plan.row("model.layers")
+
+
 def test_more_layers_without_residual_branches_are_refused() -> None:
     with pytest.raises(PlanError, match="no depth rule holds for it"):
         iso.plan(Plain(64, 4), "complete-d", base=Plain(32, 2), hps=HPS)

@@ -125,8 +125,10 @@ def numbers(text: str, flag: str) -> tuple[int, ...]:
 def doctor(
     model: Annotated[str | None, typer.Option("--model", metavar="MODULE:FUNCTION",
                      help="A function setup(width, depth) -> model, optimizer: find what is wrong in it.")] = None,
-    width: Annotated[str, typer.Option("--width", help="The base's and a larger one.", metavar="N,N")] = "64,256",
-    depth: Annotated[str, typer.Option("--depth", help="The base's and a larger one.", metavar="N,N")] = "2,8",
+    width: Annotated[str | None, typer.Option("--width", help="The base's and a larger one; default 64,256.",
+                                              metavar="N,N")] = None,
+    depth: Annotated[str | None, typer.Option("--depth", help="The base's and a larger one; default 2,8.",
+                                              metavar="N,N")] = None,
     as_json: AsJson = False,
 ) -> int:  # fmt: skip
     """Say what this machine can do; or, with --model, what is wrong in your set-up.
@@ -138,7 +140,10 @@ def doctor(
       isoscale doctor --model train:setup --width 128,512 --depth 4 --json
     """
     if model is not None:
-        return _examined(model, width, depth, as_json)
+        return _examined(model, width or "64,256", depth or "2,8", as_json)
+    for flag, value in (("--width", width), ("--depth", depth)):
+        if value is not None:
+            raise ConfigError(f"{flag} goes with --model", key=flag, value=value, hint="--model train:setup")
     facts = _facts()
     room = max(len(name) for name in facts)
     lines = [f"{name.ljust(room)}  {value}" for name, value in facts.items()]

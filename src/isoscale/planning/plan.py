@@ -19,6 +19,7 @@ from isoscale._base.errors import PlanError, did_you_mean
 from isoscale.planning.apply import apply_plan
 from isoscale.planning.diff import Change, diff_plans
 from isoscale.planning.groups import param_groups, scaled_groups, update_groups
+from isoscale.planning.names import pattern
 from isoscale.planning.ramp import moved_plan
 from isoscale.planning.rows import ParamRow, SiteRow
 from isoscale.planning.show import explain_row, show_plan
@@ -64,13 +65,16 @@ class Plan:
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
 
     def row(self, name: str) -> ParamRow:
-        """The row of one parameter.
+        """The row of one parameter; a name as the table prints it (`layers.*.mlp.up`) finds the first of its kind.
 
         Raises:
             PlanError: no such name; the nearest ones are suggested.
         """
         for row in self.rows:
             if row.name == name:
+                return row
+        for row in self.rows:
+            if pattern(row.name) in (name, f"{name}.weight") or row.name == f"{name}.weight":
                 return row
         raise PlanError(
             f"the plan has no parameter {name!r}",
