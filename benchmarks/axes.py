@@ -116,7 +116,11 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
     text = ["# Transfer over one axis at a time", "",
             "Command, setting and pre-registration: `benchmarks/axes.py`. Losses in nats/byte, mean over seeds; *drift* "
             "is in octaves against the base's optimum, *cost* is of the base's LR there, with a 95 % interval over "
-            "seeds. A verdict of *confirmed* needs three seeds.", ""]  # fmt: skip
+            "seeds. A verdict of *confirmed* needs three seeds.", "",
+            "Two things to read beside the verdicts. The gradient noise scale of this base is 7 to 18 sequences for most "
+            "of the run ([noise_scale](noise_scale.md)): a batch of 32 lies above it, where no square-root rule is "
+            "claimed to hold, 2 and 8 lie below or at it. And a control that does not drift can still be far worse: "
+            "compare the losses with the rule on and off.", ""]  # fmt: skip
     said = []
     for scheme in SCHEMES:
         if not any(group[0] == scheme for group in curves):
