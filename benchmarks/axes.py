@@ -117,8 +117,8 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
             "Command, setting and pre-registration: `benchmarks/axes.py`. Losses in nats/byte, mean over seeds; *drift* "
             "is in octaves against the base's optimum, *cost* is of the base's LR there, with a 95 % interval over "
             "seeds. A verdict of *confirmed* needs three seeds.", "",
-            "Two things to read beside the verdicts. The gradient noise scale of this base is 7 to 18 sequences for most "
-            "of the run ([noise_scale](noise_scale.md)): a batch of 32 lies above it, where no square-root rule is "
+            "Two things to read beside the verdicts. The gradient noise scale of this base is 7 to 18 sequences over the first "
+            "half of the run, 89 at its end ([noise_scale](noise_scale.md)): a batch of 32 lies above it there, where no square-root rule is "
             "claimed to hold, 2 and 8 lie below or at it. And a control that does not drift can still be far worse: "
             "compare the losses with the rule on and off.", ""]  # fmt: skip
     said = []
