@@ -102,7 +102,7 @@ BAD = {
     "no sweep": (["transfer", "/no/such/sweep", "--width", "256"], ["/no/such/sweep", "no sweep here"]),
     "no target": (["transfer", "/no/such/sweep"], ["--width"]),
     "nothing to report": (["report", "/no/such/folder"], ["/no/such/folder"]),
-    "explain": (["plan", "--explain", "blocks.0.attn.qkv"], ["blocks.0.attn.qkv", "did you mean", "blocks.0.attn.qkv.weight"]),
+    "explain": (["plan", "--explain", "blocks.0.attn.qkw"], ["blocks.0.attn.qkw", "did you mean", "blocks.0.attn.qkv.weight"]),
     "temperature": (["generate", "x", "--temperature", "-1"], ["--temperature"]),
     "prompt": (["generate", "{done}", "--prompt", ""], ["prompt is empty"]),
     "used folder": (["train", *TINY, "--out", "{done}"], ["holds a run already", "--resume"]),
