@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import pytest
@@ -366,16 +365,14 @@ def test_transition_blocks_of_a_resnet_are_no_branches() -> None:
     assert not found.uses["blocks.1.conv2.weight"].inside
 
 
-def test_a_seventy_billion_parameter_model_takes_seconds() -> None:
+def test_a_seventy_billion_parameter_model_is_traced_on_the_meta_device() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    start = time.process_time()
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(
             hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64,
             num_key_value_heads=8, vocab_size=128256,
         ))  # fmt: skip
     found = trace(model)
-    assert time.process_time() - start < 5
     assert len(found.branches) == 160
     assert len(found.attention) == 80
