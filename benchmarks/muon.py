@@ -70,7 +70,9 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
             name = f"{end}{', scaled twice' if twice else ''}"
             text.append(f"| {name} | {seeds} | {grid} | {best.at:.2f} | {drift:+.2f} | {price:.4f} |")
             if twice:
-                said.append(f"- **M2** {name}: drift {drift:+.2f} octaves: **{verdict(abs(drift) >= 1)}**")
+                said.append(f"- **M2** {name}: drift {drift:+.2f} octaves: **{verdict(abs(drift) >= 1)}** (the AdamW part "
+                            "is held, so this is the curve above moved by 1 / m_N: it shows what the bug costs, the "
+                            "drift itself is by construction)")  # fmt: skip
             elif end != "base":
                 good = abs(drift) <= 0.5 and price <= 0.01
                 bad = abs(drift) > 0.5 and price > 0.01
