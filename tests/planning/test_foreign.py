@@ -296,6 +296,7 @@ def test_a_growing_head_sets_the_models_own_scale_and_export_folds_it() -> None:
     want = model(ids)
     iso.export(model, plan)
     assert model.scale == 128**-0.5
+    iso.export(model, plan)  # twice changes nothing
     torch.testing.assert_close(model(ids), want, rtol=0, atol=1e-5)
     plain = Attend(128, True)
     plain.load_state_dict(model.state_dict())

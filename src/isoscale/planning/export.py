@@ -7,7 +7,6 @@ to what the class computes from its config, so that a reload from the config giv
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +17,7 @@ from isoscale.planning.apply import fold_hooks
 from isoscale.planning.groups import match
 from isoscale.planning.names import normalise
 from isoscale.planning.roles import is_own
-from isoscale.planning.trace import Trace, trace
+from isoscale.planning.trace import trace
 
 if TYPE_CHECKING:
     from isoscale.planning.plan import Plan
@@ -45,35 +44,26 @@ def export(model: nn.Module, plan: Plan, example: object = None) -> nn.Module:
         )  # fmt: skip
     fold_hooks(model)
     if plan.sites:
-        _fold_temperatures(model, plan, trace(model, example))
+        _fold_temperatures(model, plan, example)
     return model
 
 
-def _fold_temperatures(model: nn.Module, plan: Plan, seen: Trace) -> None:
+def _fold_temperatures(model: nn.Module, plan: Plan, example: object) -> None:
     modules = {normalise(path): module for path, module in model.named_modules()}
     parameters = {normalise(name): parameter for name, parameter in model.named_parameters()}
-    for site in plan.sites:
-        here = [one for one in seen.attention if one.path == site.path or one.path.startswith(f"{site.path}.")]
-        if not here or site.attr is None or site.multiplier is None:
-            continue
-        one = here[0]
+    before = trace(model, example).attention
+    sites = [site for site in plan.sites if site.attr is not None and site.own is not None]
+    homes = tuple(f"{site.path}." if site.path else "" for site in sites)
+    moved = [index for index, one in enumerate(before) if f"{one.path}.".startswith(homes)]
+    for one in (before[index] for index in moved):
         if one.fused or not one.queries:
             raise PlanError(
                 f"the queries of {one.path} come from a projection that also makes keys or values, so its attention "
                 "scale cannot be folded", key=one.path, hint="keep the attribute: save it beside the weights",
             )  # fmt: skip
-        module = modules[site.path]
-        was = float(site.reasons["multiplier"].partition(f"the model's {site.attr} ")[2].split(" ")[0])
-        plain = _plain_scale(one.head_size, was)
-        factor = one.scale / plain
-        for name in one.queries:
-            parameters[name].mul_(factor)
-        setattr(module, site.attr, plain if math.isclose(was, plain, rel_tol=1e-4) else was)
-
-
-def _plain_scale(head_size: int, shown: float) -> float:
-    """The exact scale behind the six digits of a reason: 1 / sqrt(d) or 1 / d, else what is shown."""
-    for exact in (head_size**-0.5, 1 / head_size):
-        if math.isclose(exact, shown, rel_tol=1e-4):
-            return exact
-    return shown
+    for site in sites:
+        setattr(modules[site.path], str(site.attr), site.own)
+    after = trace(model, example).attention
+    for index in moved:
+        for name in before[index].queries:
+            parameters[name].mul_(before[index].scale / after[index].scale)

@@ -97,6 +97,7 @@ class SiteRow:
         format: cast format of the tensor there; `fp32` means not cast.
         cast_scale: static power-of-two scale before the cast, where a recipe wants one.
         reasons: quantity -> readable product.
+        own: what the attribute held before, on a model of another class; None elsewhere.
     """
 
     path: str
@@ -108,6 +109,7 @@ class SiteRow:
     format: str
     cast_scale: float | None
     reasons: Mapping[str, str]
+    own: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reasons", MappingProxyType(dict(self.reasons)))

@@ -90,7 +90,7 @@ def _site(
                       f"{show_number(factor ** (1 / power))} (head size {one.head_size}: logits as 1/d)"  # fmt: skip
                 return SiteRow(
                     path=path, port=PORT, kind="attn_logits", multiplier=value, attr=name, expected_scale=None,
-                    format="fp32", cast_scale=None, reasons={"multiplier": why},
+                    format="fp32", cast_scale=None, reasons={"multiplier": why}, own=getattr(module, name),
                 )  # fmt: skip
         if not path:
             break
