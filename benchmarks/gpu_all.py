@@ -21,7 +21,7 @@ from isoscale.models import Decoder, DecoderConfig
 from isoscale.formats import fake_cast
 from isoscale.formats.recipes import everywhere
 from isoscale.numerics.backend import has_scaled_mm
-from isoscale.numerics.engine import FORWARD, Engine
+from isoscale.nn.engine import FORWARD, Engine
 
 
 def ms(run: Callable[[], object], rounds: int = 30) -> float:

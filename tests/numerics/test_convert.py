@@ -14,8 +14,8 @@ import isoscale as iso
 from isoscale._base.errors import ConfigError, IsoscaleError, PlanError
 from isoscale.formats.recipes import RECIPES, LayerFormats, Recipe, everywhere
 from isoscale.models import Decoder, DecoderConfig
+from isoscale.nn.engine import Engine
 from isoscale.numerics import CastLinear, Linear, cast_stats, convert, summary
-from isoscale.numerics.engine import Engine
 
 
 def decoder(**changes: object) -> Decoder:
@@ -88,7 +88,7 @@ def test_without_rounding_it_is_the_same_model(scaling: str, monkeypatch: pytest
     """With casts that change nothing, values and gradients equal the unconverted model's."""
     left, right = decoder(scaling=scaling), decoder(scaling=scaling)
     convert(right, "mxfp8-bare")
-    monkeypatch.setattr("isoscale.numerics.engine.fake_cast", lambda x, fmt, axis: x)
+    monkeypatch.setattr("isoscale.nn.engine.fake_cast", lambda x, fmt, axis: x)
     a, b = left(IDS, IDS), right(IDS, IDS)
     a.backward()
     b.backward()
@@ -103,7 +103,7 @@ def test_without_rounding_a_layer_with_everything_is_the_same(
     scaling: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bias, pending factor, residual add and readout multiplier: values and all five gradients."""
-    monkeypatch.setattr("isoscale.numerics.engine.fake_cast", lambda x, fmt, axis: x)
+    monkeypatch.setattr("isoscale.nn.engine.fake_cast", lambda x, fmt, axis: x)
     torch.manual_seed(0)
     inner = iso.nn.LinearReadout(32, 48, bias=True, scaling=scaling)  # type: ignore[arg-type]
     inner.multiplier = 0.75

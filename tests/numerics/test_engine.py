@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from isoscale.formats import by_name, fake_cast
 from isoscale.formats.recipes import RECIPES, LayerFormats, everywhere
+from isoscale.nn.engine import Engine, cast_matmul, holds, same_along_both_axes
 from isoscale.numerics import Linear
-from isoscale.numerics.engine import Engine, cast_matmul, holds, same_along_both_axes
 
 FORMATS = {name: recipe.formats("blocks.0.attn.qkv") for name, recipe in RECIPES.items()} | {
     "tiles": LayerFormats("mxfp4/rceil/16x16", "mxfp4/rceil", "mxfp6_e2m3/rceil"),

@@ -8,10 +8,10 @@ import torch
 from isoscale._base.errors import ConfigError
 from isoscale.formats import by_name, encode, fake_cast
 from isoscale.formats.recipes import FP8, LayerFormats, everywhere
+from isoscale.nn.engine import Engine, cast_matmul
+from isoscale.nn.hardware import KINDS, encode_operand, family, kind_of, multiply
 from isoscale.numerics import capabilities, pick_backend, swizzle
 from isoscale.numerics.backend import why_emulated
-from isoscale.numerics.engine import Engine, cast_matmul
-from isoscale.numerics.hardware import KINDS, encode_operand, family, kind_of, multiply
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ import torch
 
 from isoscale._base.errors import ConfigError, did_you_mean
 from isoscale.formats.recipes import FP8, LayerFormats
-from isoscale.numerics.hardware import KINDS, kind_of, why_not
+from isoscale.nn.hardware import KINDS, kind_of, why_not
 from isoscale.planning.cost import bits_per_value
 
 Backend = Literal["emulated", "scaled_mm"]

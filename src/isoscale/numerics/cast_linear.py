@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from isoscale.formats.recipes import LayerFormats
+from isoscale.nn.engine import Engine, cast_matmul
 from isoscale.nn.scale import compute_dtype, scale, scale_fwd, times
-from isoscale.numerics.engine import Engine, cast_matmul
 
 Recorder = Callable[[str, str, Tensor, int], None]
 """Called with (operand, format, the tensor before its cast, the axis of its blocks)."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from isoscale._base.errors import ConfigError
 from isoscale.formats import Format
 from isoscale.formats.recipes import LayerFormats, everywhere
+from isoscale.nn.engine import Engine, cast_matmul
 from isoscale.nn.scale import compute_dtype
-from isoscale.numerics.engine import Engine, cast_matmul
 
 
 def _formats(formats: LayerFormats | Format | str) -> LayerFormats:

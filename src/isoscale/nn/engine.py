@@ -31,10 +31,10 @@ from torch.autograd import Function
 
 from isoscale.formats import BlockFormat, ElementFormat, Format, fake_cast
 from isoscale.formats.recipes import LayerFormats
+from isoscale.nn import hardware
 from isoscale.nn.gemm import scaled_mm
+from isoscale.nn.hardware import Codes
 from isoscale.nn.scale import call
-from isoscale.numerics import hardware
-from isoscale.numerics.hardware import Codes
 
 FORWARD, GRAD_INPUT, GRAD_WEIGHT = 0, 1, 2
 OPERANDS = (("input", "weight"), ("grad", "backward_weight"), ("weight_grad", "backward_input"))
