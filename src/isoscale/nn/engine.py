@@ -122,6 +122,56 @@ class Engine:
         out = torch.matmul(left, right)
         return (out if alpha == 1 else out * alpha).to(dtype)
 
+    def input_grad(
+        self, grad: Tensor, w: Tensor, w_axis: int, alpha: float, dtype: torch.dtype, note: Note | None,
+        seed: Tensor | None, kept_w: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """dx = alpha * q(g) q(w), and q(g) where the weight gradient uses the same one.
+
+        Args:
+            grad: [..., m, n], in the dtype of x.
+            w: [..., n, k] for w_axis -1, [..., k, n] for -2; not read where `kept_w` is given.
+            w_axis: the contraction axis of w in the forward.
+            alpha: plain factor of the product.
+            dtype: of dx.
+            note: told of the casts.
+            seed: of the call's random bits; None where nothing is rounded stochastically.
+            kept_w: the forward's cast of w, [..., n, k], where it serves here too (`keeps_weight`).
+
+        Returns:
+            [..., m, k] in `dtype`; the cast [..., m, n] or None.
+        """
+        left = self.cast(GRAD_INPUT, 0, grad, -1, note)
+        right = self.cast(GRAD_INPUT, 1, w, -2 if w_axis == -1 else -1, note) if kept_w is None else kept_w.mT
+        dx = self.product(GRAD_INPUT, left, right, alpha, dtype)
+        return dx, left if self.keeps_grad and isinstance(left, Tensor) else None
+
+    def weight_grad(
+        self, grad: Tensor, x: Tensor, w_axis: int, alpha: float, dtype: torch.dtype, note: Note | None,
+        seed: Tensor | None, cast_grad: Tensor | None = None, kept_x: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """dw = alpha * q(g)^T q(x), or its transpose for w_axis -2.
+
+        Args:
+            grad: [..., m, n], in the dtype of x.
+            x: [..., m, k]; not read where `kept_x` is given.
+            w_axis: the contraction axis of w in the forward.
+            alpha: plain factor of the product.
+            dtype: of dw.
+            note: told of the casts.
+            seed: as for `input_grad`, and the same one.
+            cast_grad: what `input_grad` returned beside dx, if that ran.
+            kept_x: the forward's cast of x, [..., m, k], where it serves here too (`keeps_input`).
+
+        Returns:
+            [..., n, k] for w_axis -1, [..., k, n] for -2, in `dtype`.
+        """
+        left = self.cast(GRAD_WEIGHT, 0, grad, -2, note) if cast_grad is None else cast_grad.mT
+        right = self.cast(GRAD_WEIGHT, 1, x, -2, note) if kept_x is None else kept_x.mT
+        if w_axis == -1:
+            return self.product(GRAD_WEIGHT, left, right, alpha, dtype)
+        return self.product(GRAD_WEIGHT, right, left, alpha, dtype)
+
 
 class CastMatmul(Function):
     """(x, w, engine, scales, w_axis, note) -> (y, cast x or None, cast w or None)."""
@@ -157,24 +207,15 @@ class CastMatmul(Function):
         engine: Engine = ctx.engine
         note, (x, w) = ctx.note, ctx.saved_tensors
         x_shape, x_dtype, w_shape, w_dtype = ctx.facts
-        fresh_x, fresh_w = ctx.fresh
+        kept_x, kept_w = (None if fresh else tensor for fresh, tensor in zip(ctx.fresh, (x, w)))
         grad = grad.to(x_dtype)
         need_x, need_w = ctx.needs_input_grad[:2]
-        dx = dw = None
-        cast_grad: Tensor | Codes | None = None
+        dx = dw = cast_grad = None
         if need_x:
-            cast_grad = engine.cast(GRAD_INPUT, 0, grad, -1, note)
-            other = -2 if ctx.w_axis == -1 else -1
-            right = w.mT if not fresh_w else engine.cast(GRAD_INPUT, 1, w, other, note)
-            dx = _summed(engine.product(GRAD_INPUT, cast_grad, right, ctx.scales[1], x_dtype), x_shape)
+            dx, cast_grad = engine.input_grad(grad, w, ctx.w_axis, ctx.scales[1], x_dtype, note, None, kept_w)
+            dx = _summed(dx, x_shape)
         if need_w:
-            shared = engine.keeps_grad and isinstance(cast_grad, Tensor)
-            left = cast_grad.mT if shared else engine.cast(GRAD_WEIGHT, 0, grad, -2, note)  # type: ignore[union-attr]
-            right = x.mT if not fresh_x else engine.cast(GRAD_WEIGHT, 1, x, -2, note)
-            if ctx.w_axis == -1:
-                dw = engine.product(GRAD_WEIGHT, left, right, ctx.scales[2], w_dtype)
-            else:
-                dw = engine.product(GRAD_WEIGHT, right, left, ctx.scales[2], w_dtype)
+            dw = engine.weight_grad(grad, x, ctx.w_axis, ctx.scales[2], w_dtype, note, None, cast_grad, kept_x)
             dw = _summed(dw, w_shape)
         return dx, dw, None, None, None, None
 
