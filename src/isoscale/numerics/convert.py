@@ -13,8 +13,8 @@ from isoscale import nn as iso_nn
 from isoscale._base.errors import ConfigError, PlanError
 from isoscale.formats import cast_stats as tensor_stats
 from isoscale.formats.recipes import LayerFormats, Recipe, recipe_by_name
+from isoscale.nn.cast_linear import CastLinear, Recorder
 from isoscale.numerics.backend import BACKENDS, pick_backend
-from isoscale.numerics.cast_linear import CastLinear, Recorder
 from isoscale.numerics.linear import Linear
 from isoscale.planning import Plan, normalise
 
