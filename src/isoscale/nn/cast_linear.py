@@ -86,12 +86,16 @@ class CastLinear(nn.Module):
             bias = None if self.bias is None else times(self.bias, scales[0] * pending)
             skip = None if skip is None else times(skip, skip_scale)
         flat = x.reshape(-1, x.shape[-1])
-        y = cast_matmul(flat, used, self.engine, scales, note=self._note).view(*x.shape[:-1], used.shape[0])
+        y = self._multiply(flat, used, scales, count).view(*x.shape[:-1], used.shape[0])
         if bias is not None:
             y = y + bias.to(y.dtype)
         if skip is not None:
             y = y + skip
         return y
+
+    def _multiply(self, flat: Tensor, weight: Tensor, scales: tuple[float, float, float], tokens: int) -> Tensor:
+        """The product of [rows, in] and the weight; `scales` of it and of its two gradients, `tokens` of the step."""
+        return cast_matmul(flat, weight, self.engine, scales, note=self._note)
 
     def extra_repr(self) -> str:
         """Formats per pass and backend, so that `print(model)` shows what runs."""
