@@ -5,6 +5,9 @@ from isoscale.nn.activations import GELU, CrossEntropyLoss, Dropout, MSELoss, Si
 from isoscale.nn.factors import Factors
 from isoscale.nn.linear import Embedding, Linear, LinearReadout
 from isoscale.nn.modules import Conv1d, Conv2d, LayerNorm, RMSNorm
+from isoscale.nn.mxnorm import MXNorm, MXNormed
+from isoscale.nn.mxnorm_estimate import mxnorm_bound, mxnorm_constant
+from isoscale.nn.mxnorm_linear import MXNormLinear
 
 __all__ = [
     "GELU",
@@ -18,11 +21,16 @@ __all__ = [
     "Linear",
     "LinearReadout",
     "MSELoss",
+    "MXNorm",
+    "MXNormLinear",
+    "MXNormed",
     "RMSNorm",
     "SiLU",
     "Softmax",
     "constraints",
     "factors",
     "functional",
+    "mxnorm_bound",
+    "mxnorm_constant",
     "scale",
 ]

@@ -1,0 +1,189 @@
+"""MXNorm: RMSNorm whose statistic falls out of the cast behind it (arXiv 2603.13180).
+
+A cast to a block format looks for the largest magnitude of every block; MXNorm estimates the RMS from those K numbers
+(`mxnorm_estimate`), divides, and casts. It has no gain: an encoded tensor cannot be multiplied elementwise, so the gain
+goes into the next weight (`MXNormLinear`).
+
+The cast is that of x / r formed in float32, whatever the dtype of x: one rounding, codes as `isoscale.formats.encode`
+gives them. Backward the cast passes the gradient straight through, and the norm's derivative is RMSNorm's with the
+estimate in place of the RMS: dx = g / r - x <g, x> / (D r^3).
+
+NVFP4 wants the largest magnitude of the whole tensor before its first block can be cast, which would break the single
+pass; here the bound of the output stands in for it (ours, not the paper's): a static number that nothing can pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from isoscale._base.errors import ConfigError
+from isoscale.formats import BlockFormat, BlockTensor, Format, by_name, encode, fake_cast
+from isoscale.nn.mxnorm_estimate import Estimator, reciprocal, rounding_cut
+from isoscale.nn.scale import call
+
+
+class MXNormed(NamedTuple):
+    """What MXNorm gives.
+
+    Args:
+        encoded: codes and scales of x / r.
+        normed: x / r in the dtype of x, which the weight gradient of the next layer casts along the tokens; None
+            unless it was asked for.
+        rms: the estimate r, [..., 1].
+    """
+
+    encoded: BlockTensor
+    normed: Tensor | None
+    rms: Tensor
+
+
+def norm_format(fmt: Format | str) -> BlockFormat:
+    """The format, if MXNorm can use it.
+
+    Raises:
+        ConfigError: no blocks along the row, whose maxima the norm wants.
+    """
+    found = by_name(fmt) if isinstance(fmt, str) else fmt
+    if not isinstance(found, BlockFormat) or found.block[0] != 1 or found.block[1] == 0:
+        hint = "a block format along the row, such as mxfp8_e4m3, mxfp6_e3m2, mxfp4 or nvfp4"
+        raise ConfigError("MXNorm takes its statistic from blocks of the row", key="format", value=str(fmt), hint=hint)
+    return found
+
+
+def estimator_for(
+    dim: int, fmt: BlockFormat, p: int = 2, eps: float = 1e-5, clamp: float | None = None, estimate: str = "raw"
+) -> Estimator:
+    """The estimator of rows of `dim` elements that are cast to `fmt`. Arguments as `Estimator`."""
+    cut = rounding_cut(fmt) if estimate == "rounded" else 1.0
+    return Estimator(dim, fmt.block[1], p, eps, clamp, estimate, cut)
+
+
+def tensor_amax(fmt: BlockFormat, estimator: Estimator) -> float | None:
+    """What stands in for the tensor's largest magnitude: the bound of the output, where the format wants one."""
+    return estimator.bound if fmt.scale == "e4m3" else None
+
+
+def cast_normed(x: Tensor, rms: Tensor, fmt: BlockFormat, estimator: Estimator) -> Tensor:
+    """The values of x / r after the cast, at least float32."""
+    return fake_cast(estimator.normed(x, rms), fmt, tensor_amax=tensor_amax(fmt, estimator))
+
+
+def norm_backward(grad: Tensor, x: Tensor, rms: Tensor) -> Tensor:
+    """dx = g / r - x <g, x> / (D r^3), at least float32 (arXiv 2603.13180: RMSNorm's with the estimate).
+
+    Args:
+        grad: of x / r, [..., D].
+        x: [..., D].
+        rms: r, [..., 1].
+    """
+    wide = x if x.dtype == torch.float64 else x.float()
+    back = reciprocal(rms)
+    normed = wide * back
+    grad = grad.to(wide.dtype)
+    mean = (grad * normed).sum(-1, keepdim=True) * (-1 / x.shape[-1])
+    return torch.addcmul(grad, normed, mean) * back
+
+
+class _MXNorm(Function):
+    """(x, format, estimator) -> (values, r)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, fmt: BlockFormat, estimator: Estimator) -> tuple[Tensor, Tensor]:
+        rms = estimator.rms(x)
+        return cast_normed(x, rms, fmt, estimator).to(x.dtype), rms
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(inputs[0], output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> Any:
+        x, rms = ctx.saved_tensors
+        return (None if grad is None else norm_backward(grad, x, rms).to(x.dtype)), None, None
+
+
+class _MXNormJvp(_MXNorm):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _MXNorm.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0], output[1])
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
+        x, rms = ctx.saved_tensors
+        return norm_backward(tangent, x, rms).to(x.dtype), None  # the Jacobian is symmetric
+
+
+def mx_norm(x: Tensor, fmt: BlockFormat, estimator: Estimator) -> Tensor:
+    """The values of MXNorm's output, differentiable; shape and dtype of x. Compile-friendly: all settings are made."""
+    values: Tensor = call(_MXNorm, _MXNormJvp, x, fmt, estimator)[0]
+    return values
+
+
+class MXNorm(nn.Module):
+    """RMSNorm + cast to a block format, with the RMS estimated from the maxima of the blocks.
+
+    It has no parameters: the gain belongs to the next weight, see `MXNormLinear`.
+
+    Args:
+        dim: size of a row; blocks need not divide it.
+        p: generalised mean, 1 or 2. Both estimate equally well; p = 2 bounds the output by c sqrt(K), p = 1 only by
+            c K, which let outlier features through and gave loss spikes at 8B parameters (arXiv 2603.13180).
+        format: of the output, with blocks along the row: `mxfp8_e4m3`, `mxfp4/rceil`, `nvfp4`, ...
+        eps: added to the estimate; the eps of an RMSNorm stands under the root, so this one is like its square root.
+        clamp: bound on |x / r| before the cast, or None.
+        estimate: `raw`, the published method, or `rounded`, from rounded scales: UNSTABLE, for comparison only.
+
+    Raises:
+        ConfigError: another p; a format without blocks along the row; a size, eps or clamp out of range.
+    """
+
+    def __init__(
+        self, dim: int, p: int = 2, format: Format | str = "mxfp8_e4m3", eps: float = 1e-5, *,
+        clamp: float | None = None, estimate: str = "raw",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.format = norm_format(format)
+        self.estimator = estimator_for(dim, self.format, p, eps, clamp, estimate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] to the values of the encoded tensor, in the dtype of x; differentiable."""
+        check_input(x)
+        return mx_norm(x, self.format, self.estimator)
+
+    def encode(self, x: Tensor) -> MXNormed:
+        """[..., dim] to codes and scales, what hardware multiplies; not differentiable. In training mode with x / r."""
+        check_input(x)
+        x = x.detach()
+        rms = self.estimator.rms(x)
+        normed = self.estimator.normed(x, rms)
+        known = tensor_amax(self.format, self.estimator)
+        return MXNormed(
+            encode(normed, self.format, tensor_amax=known), normed.to(x.dtype) if self.training else None, rms
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        e = self.estimator
+        more = f", clamp={e.clamp}" if e.clamp is not None else ""
+        return f"{e.dim}, p={e.p}, {self.format}, eps={e.eps}{more}, estimate={e.estimate!r}"
+
+
+def check_input(x: Tensor) -> None:
+    """Refuses what has no rows of floats.
+
+    Raises:
+        ConfigError: not a real floating-point tensor.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0:
+        said = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ConfigError("MXNorm normalises rows of real floating-point numbers", key="x", value=said)
