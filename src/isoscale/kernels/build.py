@@ -26,7 +26,7 @@ from isoscale._base.cache import cache_folder
 from isoscale._base.errors import ConfigError, IsoscaleError
 from isoscale._base.files import atomic_dir, sha256, write_synced
 
-SOURCES = ("cast.cpp", "elements.h")
+SOURCES = ("cast.cpp", "norm.cpp", "elements.h", "norm_lines.h", "threads.h")
 FLAGS = (
     "-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
@@ -63,10 +63,11 @@ def _cpu() -> str:
     return platform.processor()
 
 
-def _compile(compiler: list[str], source: Path, target: Path) -> None:
+def _compile(compiler: list[str], folder: Path, target: Path) -> None:
+    sources = [str(folder / name) for name in SOURCES if name.endswith(".cpp")]
     reason = ""
     for machine in MACHINE_FLAGS:
-        done = _run([*compiler, *FLAGS, *machine, "-o", str(target), str(source)])
+        done = _run([*compiler, *FLAGS, *machine, "-o", str(target), *sources])
         if done.returncode == 0 and target.exists():
             return
         lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
@@ -80,14 +81,13 @@ def _whole(folder: Path) -> bool:
     return False
 
 
-def _fill(folder: Path, compiler: list[str], source: Path) -> None:
-    _compile(compiler, source, folder / "cast.so")
+def _fill(folder: Path, compiler: list[str], here: Path) -> None:
+    _compile(compiler, here, folder / "cast.so")
     write_synced(folder / "sha256", sha256(folder / "cast.so"))
 
 
 def _build() -> ctypes.CDLL:
     here = Path(__file__).parent
-    source = here / SOURCES[0]
     compiler = _compiler()
     version = _run([*compiler, "--version"]).stdout
     texts = [(here / name).read_text() for name in SOURCES]
@@ -97,11 +97,11 @@ def _build() -> ctypes.CDLL:
         if not _whole(folder):
             # Replacing what is damaged; where another process was faster, its build is replaced by an equal one.
             with atomic_dir(folder, replace=True) as fresh:
-                _fill(fresh, compiler, source)
+                _fill(fresh, compiler, here)
         return ctypes.CDLL(str(folder / "cast.so"))
     except (IsoscaleError, OSError):  # no room, not writable, a race lost twice: build aside, for this process only
         with tempfile.TemporaryDirectory(prefix="isoscale-") as name:
-            _fill(Path(name), compiler, source)
+            _fill(Path(name), compiler, here)
             return ctypes.CDLL(str(Path(name) / "cast.so"))
 
 

@@ -5,6 +5,7 @@ Kernels know numbers, `isoscale.formats` knows names; so the formats may call th
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 
@@ -39,3 +40,24 @@ class CastSpec(NamedTuple):
     rule: str
     rows: int
     cols: int
+
+
+class NormSpec(NamedTuple):
+    """A norm without gain whose result is cast: y = x / r for each row.
+
+    Args:
+        kind: `mx2` or `mx1`, MXNorm with p = 2 or 1 (arXiv 2603.13180): r = (sum_k w_k m_k^p)^(1/p) + eps, where m_k is
+            the largest magnitude of block k; `rms`: r = sqrt(mean(x^2) + eps).
+        eps: not negative.
+        w_full: weight of all blocks but the last one: n / D x a(p, n)^p for blocks of n values in a row of D.
+        w_last: weight of the last block, which may be a short one.
+        clamp: bound of |y| before the cast; inf for none.
+        ride: cast x itself and return r beside, so that 1 / r can ride as a factor of the rows of the next matmul.
+    """
+
+    kind: str
+    eps: float
+    w_full: float = 0.0
+    w_last: float = 0.0
+    clamp: float = math.inf
+    ride: bool = False
