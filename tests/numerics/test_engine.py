@@ -15,7 +15,8 @@ from isoscale.formats.recipes import RECIPES, LayerFormats, everywhere
 from isoscale.nn.engine import Engine, cast_matmul, holds, same_along_both_axes
 from isoscale.numerics import Linear
 
-FORMATS = {name: recipe.formats("blocks.0.attn.qkv") for name, recipe in RECIPES.items()} | {
+TREATED = ("mxfp4", "nvfp4")  # more than casts to nearest: test_recipes_products.py
+FORMATS = {name: recipe.formats("blocks.0.attn.qkv") for name, recipe in RECIPES.items() if name not in TREATED} | {
     "tiles": LayerFormats("mxfp4/rceil/16x16", "mxfp4/rceil", "mxfp6_e2m3/rceil"),
     "deepseek-like": LayerFormats("fp8_128x128_e4m3", "fp8_1x128_e4m3", "fp8_1x128_e4m3"),
     "rows": everywhere("fp8_row_e4m3"),
@@ -23,7 +24,9 @@ FORMATS = {name: recipe.formats("blocks.0.attn.qkv") for name, recipe in RECIPES
     "overrides": LayerFormats("mxfp8_e4m3", "mxfp8_e4m3", "mxfp4", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8_e5m2"),
     "nothing": LayerFormats(),
 }
-BLOCKED = sorted(name for name, f in FORMATS.items() if any("/" in n and "tensor" not in n for p in f.passes.values() for n in p))
+# mxfp8/rceil: power-of-two scales that clip nothing round an 8-bit float alike in any block, but for subnormals.
+BLOCKED = sorted(name for name, f in FORMATS.items() if name not in ("mxfp8", "mxfp8-e5m2-grad")
+                 and any("/" in n and "tensor" not in n for p in f.passes.values() for n in p))  # fmt: skip
 
 
 def draws(tokens: int = 50, fan_in: int = 40, fan_out: int = 36, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -78,7 +81,7 @@ def test_blocks_along_the_wrong_axis_give_another_product(name: str) -> None:
     x, w, g = draws()
     wrong = excess(products(FORMATS[name], x, w, g), expected(FORMATS[name], x, w, g, flip=True), 2.0**-24)
     blocked = [any("/" in n for n in pair) for pair in FORMATS[name].passes.values()]
-    assert all(factor > 100 for factor, block in zip(wrong, blocked) if block)
+    assert all(factor > 100 for factor, block in zip(wrong, blocked) if block), wrong
 
 
 def test_a_weight_in_higher_precision_is_cast_from_it() -> None:

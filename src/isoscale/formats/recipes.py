@@ -1,107 +1,30 @@
 """Low-precision recipes as data: which linear layer's weight, input and output gradient are cast to what.
 
 A recipe is an ordered list of (module patterns, formats); the first match wins. Copy one and change a line to make your
-own. Patterns are shell-style, on the module's path.
+own (`dataclasses.replace`). Patterns are shell-style, on the module's path. Two things depend on more than the layer:
+`keep` on how many blocks the model has (`Recipe.on`), `finish` on the training step (`Recipe.finish_step`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from isoscale._base.errors import ConfigError, did_you_mean
-from isoscale.formats.block import BlockFormat, Format, by_name
+from isoscale.formats.layers import BACKWARD, BF16, FP8, MATMULS, PLAIN, LayerFormats, everywhere
 
+__all__ = [
+    "BACKWARD", "BF16", "FP8", "HEADS", "MATMULS", "OUT_PROJECTIONS", "PLAIN", "RECIPES", "Assignment", "LayerFormats",
+    "Recipe", "everywhere", "recipe_by_name",
+]  # fmt: skip
 
-@dataclass(frozen=True)
-class LayerFormats:
-    """Formats of the operands of one linear layer's three matmuls, by name. `fp32` means: left as it is.
-
-    Blocks always lie along the contraction axis of the matmul, so an operand of two matmuls is cast twice, each time
-    from high precision. Names are kept in full: `mxfp4` becomes `mxfp4/floor`.
-
-    Args:
-        weight: of W in the forward.
-        input: of X in the forward.
-        grad: of the output gradient, in the input-gradient matmul.
-        backward_weight: of W in the input-gradient matmul; None: as `weight`.
-        backward_input: of X in the weight-gradient matmul; None: as `input`.
-        weight_grad: of the output gradient in the weight-gradient matmul; None: as `grad`.
-
-    Raises:
-        ConfigError: no such format; names the operand and the nearest formats.
-    """
-
-    weight: str = "fp32"
-    input: str = "fp32"
-    grad: str = "fp32"
-    backward_weight: str | None = None
-    backward_input: str | None = None
-    weight_grad: str | None = None
-
-    def __post_init__(self) -> None:
-        same = {"backward_weight": "weight", "backward_input": "input", "weight_grad": "grad"}
-        for field in fields(self):
-            name = getattr(self, field.name)
-            if name is None and field.name in same:
-                continue
-            try:
-                found = by_name(name)
-            except ConfigError as error:
-                raise ConfigError(error.message, key=f"formats.{field.name}", value=name, hint=error.hint) from None
-            full = str(found) if isinstance(found, BlockFormat) else found.name
-            redundant = field.name in same and full == getattr(self, same[field.name])
-            object.__setattr__(self, field.name, None if redundant else full)
-        pairs = tuple(tuple(None if n == "fp32" else by_name(n) for n in pair) for pair in self.passes.values())
-        object.__setattr__(self, "_pairs", pairs)  # parsed once, so that nothing is parsed in a training step
-
-    @property
-    def passes(self) -> dict[str, tuple[str, str]]:
-        """The formats of both operands of each matmul, in the order they are multiplied.
-
-        `forward` (input, weight), `grad_input` (grad, weight), `grad_weight` (grad, input).
-        """
-        return {
-            "forward": (self.input, self.weight),
-            "grad_input": (self.grad, self.backward_weight or self.weight),
-            "grad_weight": (self.weight_grad or self.grad, self.backward_input or self.input),
-        }
-
-    @property
-    def pairs(self) -> tuple[tuple[Format | None, Format | None], ...]:
-        """As `passes`, in that order, as formats; None where the operand is left as it is."""
-        found: tuple[tuple[Format | None, Format | None], ...] = self.__dict__["_pairs"]
-        return found
-
-    @property
-    def casts(self) -> bool:
-        """Whether anything is cast at all."""
-        return any(name != "fp32" for pair in self.passes.values() for name in pair)
-
-    def to_dict(self) -> dict[str, str]:
-        """What was said: overrides that are None are left out."""
-        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
-
-    def __str__(self) -> str:
-        """`w e4m3, x e4m3, g e5m2`, and what differs in the backward pass."""
-        text = f"w {self.weight}, x {self.input}, g {self.grad}"
-        extra = (("w", self.backward_weight), ("x", self.backward_input), ("g for dW", self.weight_grad))
-        told = ", ".join(f"{name} {value}" for name, value in extra if value is not None)
-        return f"{text}; backward {told}" if told else text
-
-
-def everywhere(name: str) -> LayerFormats:
-    """One format for every operand."""
-    return LayerFormats(name, name, name)
-
-
-PLAIN = LayerFormats()
-BF16 = everywhere("bf16")
-FP8 = LayerFormats("e4m3", "e4m3", "e5m2")
 OUT_PROJECTIONS = ("*attn.out", "*mlp.down", "*o_proj", "*down_proj", "*c_proj")
 HEADS = ("head", "*lm_head")
+_BLOCK = re.compile(r"(?:(.*?)\.)?(\d+)\..")
 
 
 @dataclass(frozen=True)
@@ -112,24 +35,110 @@ class Recipe:
         name: as users type it.
         layers: (patterns, formats) in order; the first pattern that fits a module's path decides.
         note: what it is and where it comes from, shown by `isoscale plan`.
+        keep: shares of the blocks, at the front and at the back of the stack, that stay in BF16.
+        finish: share of the run, at its end, that is trained in BF16.
+
+    Raises:
+        ConfigError: a share outside [0, 1].
     """
 
     name: str
     layers: tuple[tuple[tuple[str, ...], LayerFormats], ...]
     note: str
+    keep: tuple[float, float] = (0.0, 0.0)
+    finish: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key, share in (("keep_first", self.keep[0]), ("keep_last", self.keep[1]), ("finish", self.finish)):
+            number = isinstance(share, int | float) and not isinstance(share, bool)
+            if not number or not 0 <= share <= 1:
+                hint = "0.1 is a tenth of the run" if key == "finish" else "0.125 is one block of eight"
+                raise ConfigError("a share lies in [0, 1]", key=f"numerics.{key}", value=share, hint=hint)
 
     def formats(self, module_path: str) -> LayerFormats:
-        """The formats of one linear layer."""
+        """The formats of one linear layer by its patterns alone; `on` knows which blocks are kept."""
         for patterns, formats in self.layers:
             if any(fnmatchcase(module_path, pattern) for pattern in patterns):
                 return formats
         return PLAIN
 
+    def on(self, module_paths: Iterable[str]) -> Assignment:
+        """The recipe on one model.
 
-def _blocks(name: str, formats: LayerFormats, note: str) -> Recipe:
-    return Recipe(name, ((HEADS, BF16), (("*",), formats)), f"{note}; heads in BF16")
+        Args:
+            module_paths: of all modules of the model, normalised; blocks are counted in them.
+        """
+        counts: dict[str, int] = {}
+        for path in module_paths:
+            found = _BLOCK.match(path)
+            if found:
+                stack = found[1] or ""
+                counts[stack] = max(counts.get(stack, 0), int(found[2]) + 1)
+        return Assignment(self, MappingProxyType(counts))
+
+    def changed(
+        self, keep_first: float | None = None, keep_last: float | None = None, finish: float | None = None
+    ) -> Recipe:
+        """The recipe with other shares; None leaves one as it is.
+
+        Raises:
+            ConfigError: a share outside [0, 1].
+        """
+        first, last = self.keep
+        keep = (first if keep_first is None else keep_first, last if keep_last is None else keep_last)
+        return replace(self, keep=keep, finish=self.finish if finish is None else finish)
+
+    def finish_step(self, steps: int) -> int:
+        """The first step of the BF16 finish in a run of so many steps; `steps` where there is none."""
+        return steps - math.floor(self.finish * steps + 0.5)
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """A recipe on one model: the one place where a layer's formats are decided, for plans and conversions alike.
+
+    A block is the first number in a module's path, with something behind it: `blocks.3.attn.qkv`,
+    `model.layers.3.mlp.up`. What stands before it names the stack; each stack is counted by itself. Of n blocks a share
+    keeps floor(share n + 1/2): small models keep few.
+
+    Args:
+        recipe: the recipe.
+        blocks: stack -> how many blocks it has.
+    """
+
+    recipe: Recipe
+    blocks: Mapping[str, int]
+
+    def _kept(self, module_path: str) -> str:
+        """Why a layer's block stays in BF16; empty where it does not."""
+        found = _BLOCK.match(module_path)
+        if not found:
+            return ""
+        index, count = int(found[2]), self.blocks.get(found[1] or "", 0)
+        first, last = (math.floor(share * count + 0.5) for share in self.recipe.keep)
+        if index < first:
+            return f"block {index} of {count} is in the first {self.recipe.keep[0]:.3g} ({first})"
+        if index >= count - last:
+            return f"block {index} of {count} is in the last {self.recipe.keep[1]:.3g} ({last})"
+        return ""
+
+    def formats(self, module_path: str) -> LayerFormats:
+        """The formats of one linear layer."""
+        formats = self.recipe.formats(module_path)
+        return BF16 if formats.casts and self._kept(module_path) else formats
+
+    def reason(self, module_path: str) -> str:
+        """The same in words, for a plan's row."""
+        formats = self.formats(module_path)
+        kept = self._kept(module_path) if formats != self.recipe.formats(module_path) else ""
+        return f"{formats} = recipe {self.recipe.name}" + (f", kept: {kept}" if kept else "")
+
+
+def _blocks(name: str, formats: LayerFormats, note: str, keep: tuple[float, float] = (0.0, 0.0)) -> Recipe:
+    return Recipe(name, ((HEADS, BF16), (("*",), formats)), f"{note}; heads in BF16", keep)
+
+
+_SR, _DW = ("grad", "weight_grad"), ("grad_weight",)
 _RECIPES = (
     Recipe("none", (), "no casts"),
     Recipe("bf16", ((("*",), BF16),), "BF16 operands in every linear, FP32 accumulation"),
@@ -152,6 +161,45 @@ _RECIPES = (
         "fp8-dynamic",
         LayerFormats("fp8_tensor_e4m3/amax", "fp8_tensor_e4m3/amax", "fp8_tensor_e5m2/amax"),
         "FP8 with one fp32 scale per tensor from its own amax, E5M2 gradients",
+    ),
+    _blocks(
+        "mxfp8",
+        everywhere("mxfp8_e4m3/rceil"),
+        "MXFP8 E4M3 for weights, activations and gradients, scales rounded up (arXiv 2506.08027)",
+    ),
+    _blocks(
+        "mxfp8-e5m2-grad",
+        LayerFormats("mxfp8_e4m3/rceil", "mxfp8_e4m3/rceil", "mxfp8_e5m2/rceil"),
+        "as mxfp8 with E5M2 gradients: reported to diverge in a production recipe",
+    ),
+    _blocks(
+        "mxfp6",
+        everywhere("mxfp6_e3m2/rceil"),
+        "MXFP6 in all three matmuls, rounded to nearest, as arXiv 2310.10537 trains; assumed here: E3M2 for all "
+        "operands (its range serves gradients) and scales that clip nothing",
+    ),
+    _blocks(
+        "mxfp4",
+        LayerFormats(
+            "mxfp4/even",
+            "mxfp4/even",
+            "mxfp4/rceil",
+            backward_weight="mxfp4/rceil",
+            backward_input="mxfp4/rceil",
+            stochastic=BACKWARD,
+            hadamard=("grad_input", "grad_weight"),
+            hadamard_size=32,
+            pre_scale=0.75,
+        ),
+        "MXFP4; backward pass of arXiv 2502.20586: stochastic rounding of 3/4 of each operand and a random Hadamard "
+        "transform per block; the forward, BF16 or FP8 there, is MXFP4 to nearest here",
+    ),
+    _blocks(
+        "nvfp4",
+        LayerFormats("nvfp4/amax/16x16", "nvfp4/amax", "nvfp4/amax", stochastic=_SR, hadamard=_DW),
+        "NVFP4 as in arXiv 2509.25149: tiles of 16 x 16 for weights, stochastic gradients, Hadamard transform in dW, "
+        "first and last blocks in BF16 (shares of its 62-block model)",
+        keep=(2 / 62, 8 / 62),
     ),
     _blocks("mxfp8-bare", everywhere("mxfp8_e4m3/floor"), "MXFP8 E4M3 of OCP MX 1.0 in all three matmuls, plain casts"),
     _blocks(

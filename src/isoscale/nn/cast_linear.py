@@ -22,11 +22,17 @@ Recorder = Callable[[str, str, Tensor, int], None]
 """Called with (operand, format, the tensor before its cast, the axis of its blocks)."""
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is Hugging Face's linear layer with a transposed weight [in, out] (GPT-2), known by its looks."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nx") and hasattr(module, "nf")
+
+
 class CastLinear(nn.Module):
     """Stands in for a linear layer, under the same name, with the same Parameters.
 
     Args:
-        inner: `isoscale.nn.Linear`, `LinearReadout` or `torch.nn.Linear`; its Parameters are shared, not copied.
+        inner: `isoscale.nn.Linear`, `LinearReadout`, `torch.nn.Linear` or a `Conv1D`; its Parameters are shared, not
+            copied.
         formats: of the operands of its three matmuls.
         backend: `emulated` or `scaled_mm`.
 
@@ -40,8 +46,7 @@ class CastLinear(nn.Module):
         super().__init__()
         self.weight: nn.Parameter | None = getattr(inner, "weight", None)  # a tied readout has none of its own
         self.bias: nn.Parameter | None = getattr(inner, "bias", None)
-        self.formats, self.backend = formats, backend
-        self.engine = Engine(formats, backend)
+        self.recast(formats, backend)
         self.casts: Counter[str] = Counter()
         self.recorder: Recorder | None = None
         self.multiplier: float = getattr(inner, "multiplier", 1.0)
@@ -50,16 +55,30 @@ class CastLinear(nn.Module):
         own = getattr(inner, "factors", None)
         self._factors = own
         self.kind = type(inner).__name__
+        self.w_axis = -2 if is_conv1d(inner) else -1
 
     @property
     def roles(self) -> Mapping[str, str]:
         """Role of each parameter, as in the layer it stands in for."""
         return self._roles
 
+    def recast(self, formats: LayerFormats, backend: str) -> None:
+        """Go on with other formats; Parameters and counts stay."""
+        self.formats, self.backend = formats, backend
+        self.engine = Engine(formats, backend)
+
     def _note(self, operand: str, fmt: str, x: Tensor, axis: int) -> None:
         self.casts[operand] += 1
         if self.recorder is not None:
             self.recorder(operand, fmt, x, axis)
+
+    @property
+    def features(self) -> tuple[int, int]:
+        """Sizes in and out; those of a tied readout are not known here: none."""
+        if self.weight is None:
+            return (0, 0)
+        first, second = (int(n) for n in self.weight.shape)
+        return (first, second) if self.w_axis == -2 else (second, first)
 
     def factors(self, tokens: int | None = None) -> Any:
         """The factors of the layer it stands in for."""
@@ -86,7 +105,7 @@ class CastLinear(nn.Module):
             bias = None if self.bias is None else times(self.bias, scales[0] * pending)
             skip = None if skip is None else times(skip, skip_scale)
         flat = x.reshape(-1, x.shape[-1])
-        y = self._multiply(flat, used, scales, count).view(*x.shape[:-1], used.shape[0])
+        y = self._multiply(flat, used, scales, count).view(*x.shape[:-1], used.shape[-3 - self.w_axis])
         if bias is not None:
             y = y + bias.to(y.dtype)
         if skip is not None:
@@ -95,9 +114,9 @@ class CastLinear(nn.Module):
 
     def _multiply(self, flat: Tensor, weight: Tensor, scales: tuple[float, float, float], tokens: int) -> Tensor:
         """The product of [rows, in] and the weight; `scales` of it and of its two gradients, `tokens` of the step."""
-        return cast_matmul(flat, weight, self.engine, scales, note=self._note)
+        return cast_matmul(flat, weight, self.engine, scales, self.w_axis, self._note, self.training)
 
     def extra_repr(self) -> str:
         """Formats per pass and backend, so that `print(model)` shows what runs."""
-        shape = f"{self.weight.shape[1]} -> {self.weight.shape[0]}" if self.weight is not None else "tied"
+        shape = "tied" if self.weight is None else " -> ".join(map(str, self.features))
         return f"{self.kind} {shape}, {self.formats}, {self.backend}"

@@ -13,6 +13,10 @@ formats, one scale for the tensor, square tiles) and the formats agree is one ca
 Saved for the backward pass: the operand itself where it is cast anew (it lives anyway: a weight, or the output of the
 op before), the cast values where they are used again.
 
+What may be done to the operands of a matmul, in this order, as their `LayerFormats` say: one orthonormal Hadamard
+matrix with random signs on both, along the contraction axis (filled up with zeros, so the product stays); a factor;
+stochastic rounding, whose bits depend on one seed per call, drawn in the forward like a dropout mask.
+
 Emulated: operands take the values of their format and are multiplied with fp32 accumulation. bf16 tensors are
 multiplied in bf16 only where it holds the cast values exactly: elements of at most 8 bits with power-of-two scales.
 Scales that are no powers of two give values that bf16 cannot hold; there operands go to fp32 before the cast.
@@ -29,17 +33,18 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from isoscale.formats import BlockFormat, ElementFormat, Format, fake_cast
-from isoscale.formats.recipes import LayerFormats
+from isoscale.formats import BlockFormat, ElementFormat, Format, Stochastic, fake_cast
+from isoscale.formats.layers import MATMULS, LayerFormats
 from isoscale.nn import hardware
 from isoscale.nn.gemm import scaled_mm
+from isoscale.nn.hadamard import rotate, rotation
 from isoscale.nn.hardware import Codes
 from isoscale.nn.scale import call
 
 FORWARD, GRAD_INPUT, GRAD_WEIGHT = 0, 1, 2
-OPERANDS = (("input", "weight"), ("grad", "backward_weight"), ("weight_grad", "backward_input"))
+OPERANDS = tuple(MATMULS.values())
 Note = Callable[[str, str, Tensor, int], None]
-"""Called before each cast with (operand, format, the tensor, the axis of its blocks)."""
+"""Called before each cast with (operand, format, the tensor as it is cast, the axis of its blocks)."""
 _LOW = {torch.bfloat16: (7, 127, -133), torch.float16: (10, 15, -24)}
 
 
@@ -70,20 +75,39 @@ class Engine:
         self.formats, self.backend = formats, backend
         self.pairs = formats.pairs
         self.kinds = tuple(hardware.kind_of(*pair) if backend == "scaled_mm" else None for pair in self.pairs)
+        self.stochastic = tuple(tuple(name in formats.stochastic for name in names) for names in OPERANDS)
+        self.rotated = tuple(name in formats.hadamard for name in MATMULS)
+        self.rotation = rotation(formats.hadamard_size) if formats.hadamard else None
+        self.factors = tuple(tuple(formats.pre_scale if yes else 1.0 for yes in pair) for pair in self.stochastic)
         self.low = tuple(
-            tuple(dtype for dtype in _LOW if all(holds(fmt, dtype) for fmt in pair)) for pair in self.pairs
+            tuple(dtype for dtype in _LOW if all(holds(fmt, dtype) and (fmt or not turned) for fmt in pair))
+            for pair, turned in zip(self.pairs, self.rotated)
         )
-        forward, back, last = self.pairs
-        self.keeps_weight = forward[1] == back[1] and self._shared(forward[1], FORWARD, GRAD_INPUT)
-        self.keeps_input = forward[0] == last[1] and self._shared(forward[0], FORWARD, GRAD_WEIGHT)
-        self.keeps_grad = back[0] == last[0] and self._shared(back[0], GRAD_INPUT, GRAD_WEIGHT)
+        self.keeps_weight = self._shared((FORWARD, 1), (GRAD_INPUT, 1))
+        self.keeps_input = self._shared((FORWARD, 0), (GRAD_WEIGHT, 1))
+        self.keeps_grad = self._shared((GRAD_INPUT, 0), (GRAD_WEIGHT, 0))
 
-    def _shared(self, fmt: Format | None, *passes: int) -> bool:
-        """Whether one cast serves both passes: values, not codes that a kernel wants in an order of its own."""
-        codes = any(self.kinds[i] not in (None, "fp8") for i in passes)
-        return fmt is not None and same_along_both_axes(fmt) and not codes
+    @property
+    def draws(self) -> bool:
+        """Whether a call needs random bits."""
+        return any(map(any, self.stochastic))
 
-    def cast(self, which: int, side: int, x: Tensor, axis: int, note: Note | None) -> Tensor | Codes:
+    def _shared(self, *places: tuple[int, int]) -> bool:
+        """Whether one cast serves both: the same values along both axes, and not codes in a kernel's own order."""
+        fmt, other = (self.pairs[which][side] for which, side in places)
+        own = any(self.stochastic[which][side] or self.rotated[which] for which, side in places)
+        codes = any(self.kinds[which] not in (None, "fp8") for which, _ in places)
+        return fmt is not None and fmt == other and same_along_both_axes(fmt) and not own and not codes
+
+    def turn(self, which: int, x: Tensor, axis: int) -> Tensor:
+        """An operand through the Hadamard matrix of that matmul, where it has one, along the contraction axis."""
+        if self.rotation is None or not self.rotated[which]:
+            return x
+        return rotate(x if x.dtype not in _LOW else x.float(), self.rotation, axis)
+
+    def cast(
+        self, which: int, side: int, x: Tensor, axis: int, note: Note | None, seed: Tensor | None = None
+    ) -> Tensor | Codes:
         """An operand ready for `product`: [..., rows, k].
 
         Args:
@@ -92,18 +116,26 @@ class Engine:
             x: [..., rows, k] for axis -1, [..., k, rows] for -2.
             axis: the contraction axis.
             note: told of the cast.
+            seed: of the call; operands rounded stochastically need it.
         """
         fmt, kind = self.pairs[which][side], self.kinds[which]
+        x = self.turn(which, x, axis)
         if fmt is None:
             return x if axis == -1 else x.mT
+        if not holds(fmt, x.dtype) or self.factors[which][side] != 1:
+            x = x if x.dtype == torch.float64 else x.float()
+        if self.factors[which][side] != 1:
+            x = x * self.factors[which][side]
         if note is not None:
             note(OPERANDS[which][side], str(fmt) if isinstance(fmt, BlockFormat) else fmt.name, x, axis)
+        rounding: dict[str, Any] = {}
+        if self.stochastic[which][side]:
+            assert seed is not None, "no random bits: the forward was told that nobody wants a gradient"
+            rounding = {"rounding": Stochastic(seed + (2 * which + side))}
         if kind is not None and isinstance(fmt, BlockFormat):
-            return hardware.encode_operand(x, fmt, axis)
-        if not holds(fmt, x.dtype):
-            x = x.float()
+            return hardware.encode_operand(x, fmt, axis, **rounding)
         if not (isinstance(fmt, ElementFormat) and fmt.name == "bf16" and x.dtype == torch.bfloat16):
-            x = fake_cast(x, fmt, axis=axis)
+            x = fake_cast(x, fmt, axis=axis, **rounding)
         return x if axis == -1 else x.mT
 
     def product(
@@ -111,6 +143,8 @@ class Engine:
     ) -> Tensor:
         """alpha * left @ right^T for [..., m, k] and [..., n, k], accumulated in fp32; [..., m, n] in `dtype`."""
         kind = self.kinds[which]
+        for factor in self.factors[which]:
+            alpha = alpha / factor if factor != 1 else alpha
         if kind is not None:
             return hardware.multiply(left, right, self.pairs[which], alpha).to(dtype)
         assert isinstance(left, Tensor)
@@ -135,14 +169,15 @@ class Engine:
             alpha: plain factor of the product.
             dtype: of dx.
             note: told of the casts.
-            seed: of the call's random bits; None where nothing is rounded stochastically.
+            seed: of `draw_seed` in the forward.
             kept_w: the forward's cast of w, [..., n, k], where it serves here too (`keeps_weight`).
 
         Returns:
             [..., m, k] in `dtype`; the cast [..., m, n] or None.
         """
-        left = self.cast(GRAD_INPUT, 0, grad, -1, note)
-        right = self.cast(GRAD_INPUT, 1, w, -2 if w_axis == -1 else -1, note) if kept_w is None else kept_w.mT
+        left = self.cast(GRAD_INPUT, 0, grad, -1, note, seed)
+        other = -2 if w_axis == -1 else -1
+        right = self.cast(GRAD_INPUT, 1, w, other, note, seed) if kept_w is None else kept_w.mT
         dx = self.product(GRAD_INPUT, left, right, alpha, dtype)
         return dx, left if self.keeps_grad and isinstance(left, Tensor) else None
 
@@ -166,22 +201,23 @@ class Engine:
         Returns:
             [..., n, k] for w_axis -1, [..., k, n] for -2, in `dtype`.
         """
-        left = self.cast(GRAD_WEIGHT, 0, grad, -2, note) if cast_grad is None else cast_grad.mT
-        right = self.cast(GRAD_WEIGHT, 1, x, -2, note) if kept_x is None else kept_x.mT
+        left = self.cast(GRAD_WEIGHT, 0, grad, -2, note, seed) if cast_grad is None else cast_grad.mT
+        right = self.cast(GRAD_WEIGHT, 1, x, -2, note, seed) if kept_x is None else kept_x.mT
         if w_axis == -1:
             return self.product(GRAD_WEIGHT, left, right, alpha, dtype)
         return self.product(GRAD_WEIGHT, right, left, alpha, dtype)
 
 
 class CastMatmul(Function):
-    """(x, w, engine, scales, w_axis, note) -> (y, cast x or None, cast w or None)."""
+    """(x, w, engine, scales, w_axis, note, seed) -> (y, cast x or None, cast w or None)."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        x: Tensor, w: Tensor, engine: Engine, scales: tuple[float, float, float], w_axis: int, note: Note | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        x: Tensor, w: Tensor, engine: Engine, scales: tuple[float, float, float], w_axis: int, note: Note | None,
+        seed: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
         left = engine.cast(FORWARD, 0, x, -1, note)
         right = engine.cast(FORWARD, 1, w, w_axis, note)
         out = engine.product(FORWARD, left, right, scales[0], x.dtype)
@@ -192,32 +228,34 @@ class CastMatmul(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None, Tensor | None]) -> None:
-        x, w, ctx.engine, ctx.scales, ctx.w_axis, ctx.note = inputs
+        x, w, ctx.engine, ctx.scales, ctx.w_axis, ctx.note, seed = inputs
         _, kept_x, kept_w = output
         ctx.mark_non_differentiable(*(kept for kept in (kept_x, kept_w) if kept is not None))
         ctx.set_materialize_grads(False)
         ctx.fresh = (kept_x is None, kept_w is None)
         ctx.facts = (x.shape, x.dtype, w.shape, w.dtype)
-        ctx.save_for_backward(x if kept_x is None else kept_x, w if kept_w is None else kept_w)
+        bits = () if seed is None else (seed,)
+        ctx.save_for_backward(x if kept_x is None else kept_x, w if kept_w is None else kept_w, *bits)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 6
+            return (None,) * 7
         engine: Engine = ctx.engine
-        note, (x, w) = ctx.note, ctx.saved_tensors
+        note, (x, w, *bits) = ctx.note, ctx.saved_tensors
+        seed = bits[0] if bits else None
         x_shape, x_dtype, w_shape, w_dtype = ctx.facts
         kept_x, kept_w = (None if fresh else tensor for fresh, tensor in zip(ctx.fresh, (x, w)))
         grad = grad.to(x_dtype)
         need_x, need_w = ctx.needs_input_grad[:2]
         dx = dw = cast_grad = None
         if need_x:
-            dx, cast_grad = engine.input_grad(grad, w, ctx.w_axis, ctx.scales[1], x_dtype, note, None, kept_w)
+            dx, cast_grad = engine.input_grad(grad, w, ctx.w_axis, ctx.scales[1], x_dtype, note, seed, kept_w)
             dx = _summed(dx, x_shape)
         if need_w:
-            dw = engine.weight_grad(grad, x, ctx.w_axis, ctx.scales[2], w_dtype, note, None, cast_grad, kept_x)
+            dw = engine.weight_grad(grad, x, ctx.w_axis, ctx.scales[2], w_dtype, note, seed, cast_grad, kept_x)
             dw = _summed(dw, w_shape)
-        return dx, dw, None, None, None, None
+        return dx, dw, None, None, None, None, None
 
 
 class CastMatmulJvp(CastMatmul):
@@ -240,11 +278,14 @@ class CastMatmulJvp(CastMatmul):
                 continue
             if side:
                 right = plain.cast(FORWARD, 1, fixed, ctx.w_axis, None)
-                term = torch.matmul(tangent, right.to(tangent.dtype).mT)  # type: ignore[union-attr]
+                step = plain.turn(FORWARD, tangent, -1)
+                term = torch.matmul(step, right.to(step.dtype).mT)  # type: ignore[union-attr]
             else:
                 left = plain.cast(FORWARD, 0, fixed, -1, None)
-                step = tangent.mT if ctx.w_axis == -1 else tangent
-                term = torch.matmul(left.to(tangent.dtype), step)  # type: ignore[union-attr]
+                step = plain.turn(FORWARD, tangent, ctx.w_axis)
+                step = step.mT if ctx.w_axis == -1 else step
+                term = torch.matmul(left.to(step.dtype), step)  # type: ignore[union-attr]
+            term = term.to(tangent.dtype)
             out = term if out is None else out + term
         return None if out is None else out * ctx.scales[0], None, None
 
@@ -254,9 +295,30 @@ def _summed(x: Tensor, shape: torch.Size) -> Tensor:
     return x if x.shape == shape else x.sum_to_size(shape)
 
 
+def draw_seed(engine: Engine, training: bool, *operands: Tensor) -> Tensor | None:
+    """The seed of one call's random bits, 0-d int64, from torch's generator; None where none are needed.
+
+    Drawn where a dropout mask would be drawn (in training mode, always), and where a gradient is wanted: so a
+    checkpointed segment that runs again, its generator put back, draws the same numbers in the same order. On the CPU:
+    casts read its value, and reading it from a GPU would wait for that.
+
+    Args:
+        engine: of the call.
+        training: the mode of the module.
+        operands: x and w.
+    """
+    if not engine.draws:
+        return None
+    if not training and not torch._C._are_functorch_transforms_active():
+        wanted = torch.is_grad_enabled() and any(operand.requires_grad for operand in operands)
+        if not wanted:
+            return None
+    return torch.randint(0, 2**62, (), dtype=torch.int64)
+
+
 def cast_matmul(
     x: Tensor, w: Tensor, engine: Engine, scales: tuple[float, float, float] = (1.0, 1.0, 1.0), w_axis: int = -1,
-    note: Note | None = None,
+    note: Note | None = None, training: bool = False,
 ) -> Tensor:  # fmt: skip
     """scales[0] * q(x) q(w)^T, with `scales[1]` on the gradient of x and `scales[2]` on that of w.
 
@@ -267,7 +329,9 @@ def cast_matmul(
         scales: plain factors of the three products.
         w_axis: the contraction axis of w.
         note: told of every cast; not in compiled code.
+        training: the mode of the module that asks, see `draw_seed`.
     """
     note = None if torch.compiler.is_compiling() else note
-    result: Tensor = call(CastMatmul, CastMatmulJvp, x, w, engine, scales, w_axis, note)[0]
+    seed = draw_seed(engine, training, x, w)
+    result: Tensor = call(CastMatmul, CastMatmulJvp, x, w, engine, scales, w_axis, note, seed)[0]
     return result

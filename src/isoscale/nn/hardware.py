@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as torch_f
 from torch import Tensor
 
-from isoscale.formats import BlockFormat, ElementFormat, Format, encode
+from isoscale.formats import BlockFormat, ElementFormat, Format, Stochastic, encode
 
 
 class Kind(NamedTuple):
@@ -52,6 +52,7 @@ KINDS = {
 _FAMILY = {
     ((0, 0), "fp32"): "fp8", ((1, 0), "fp32"): "fp8_row", ((1, 128), "fp32"): "fp8_block",
     ((128, 128), "fp32"): "fp8_block", ((1, 32), "e8m0"): "mxfp", ((1, 16), "e4m3"): "nvfp4",
+    ((16, 16), "e4m3"): "nvfp4",
 }  # fmt: skip
 _FP8 = ("e4m3", "e5m2")
 
@@ -130,15 +131,16 @@ def swizzle(scales: Tensor) -> Tensor:
     return tiles.permute(0, 3, 2, 1, 4).reshape(-1)
 
 
-def encode_operand(x: Tensor, fmt: BlockFormat, axis: int) -> Codes:
+def encode_operand(x: Tensor, fmt: BlockFormat, axis: int, rounding: str | Stochastic = "nearest-even") -> Codes:
     """A matrix as codes and scales for a kernel.
 
     Args:
         x: [rows, k] for axis -1, [k, rows] for -2.
         fmt: of the operand.
         axis: the contraction axis.
+        rounding: of the elements.
     """
-    block = encode(x, fmt, axis=axis)
+    block = encode(x, fmt, axis=axis, rounding=rounding)
     codes, scales = block.codes, block.scales
     assert scales is not None
     kind = family(fmt)
@@ -155,6 +157,8 @@ def encode_operand(x: Tensor, fmt: BlockFormat, axis: int) -> Codes:
     elif kind == "fp8_block":
         scales = torch_f.pad(scales, (0, -scales.shape[-1] % 4)).t()
     else:
+        if fmt.block[0] > 1:  # a tile's scale is that of each of its rows
+            scales = scales.repeat_interleave(fmt.block[0], 0)[: codes.shape[0]]
         dtype = torch.float8_e8m0fnu if fmt.scale == "e8m0" else torch.float8_e4m3fn
         scales = swizzle(scales).view(dtype)
     return Codes(codes, scales, block.tensor_scale, fmt)

@@ -13,13 +13,12 @@ from isoscale import nn as iso_nn
 from isoscale._base.errors import ConfigError, PlanError
 from isoscale.formats import cast_stats as tensor_stats
 from isoscale.formats.recipes import LayerFormats, Recipe, recipe_by_name
-from isoscale.nn.cast_linear import CastLinear, Recorder
+from isoscale.nn.cast_linear import CastLinear, Recorder, is_conv1d
 from isoscale.numerics.backend import BACKENDS, pick_backend
 from isoscale.numerics.linear import Linear
 from isoscale.planning import Plan, normalise
 
 M = TypeVar("M", bound=nn.Module)
-_LINEARS = (nn.Linear, iso_nn.Linear)
 NORMS: tuple[str, ...] = ()
 
 
@@ -42,9 +41,9 @@ def convert(
     """Cast the operands of the model's linear layers; in place, Parameters and names unchanged.
 
     Args:
-        model: any module with `isoscale.nn.Linear` or `torch.nn.Linear` leaves.
+        model: any module with `isoscale.nn.Linear`, `torch.nn.Linear` or Hugging Face `Conv1D` leaves.
         recipe: a name or a recipe of your own.
-        plan: take each layer's formats from its row (they were put there by the same recipe).
+        plan: take each layer's formats from its row (the same recipe put them there; without a plan it gives the same).
         norm: a norm that takes part in the casts; there is none yet.
         backend: `auto` (hardware for each layer whose formats and sizes it can run, else emulated), `emulated` (any
             format, any size) or `scaled_mm`.
@@ -74,20 +73,17 @@ def convert(
     if any(isinstance(module, CastLinear) for module in model.modules()):
         raise PlanError("the model is converted already", key="model", hint="convert a fresh model")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    leaves = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, _LINEARS) and not isinstance(module, Linear)  # which has formats of its own
-    ]
+    leaves = [(path, module) for path, module in model.named_modules() if _castable(module)]
     if not leaves:
         raise PlanError("the model has no linear layer to cast", key="model", value=type(model).__name__)
+    assignment = recipe.on(normalise(path) for path, _ in model.named_modules())
     made: list[tuple[str, str, CastLinear]] = []
     for path, module in leaves:
         name = normalise(path)
         if plan is not None and getattr(module, "weight", None) is not None:
             formats = plan.row(f"{name}.weight").formats
         else:
-            formats = recipe.formats(name)
+            formats = assignment.formats(name)
         if not formats.casts:
             continue
         parent, _, leaf = path.rpartition(".")
@@ -97,7 +93,7 @@ def convert(
                 key="model",
                 hint="put it into a module: torch.nn.Sequential(layer)",
             )
-        features = (int(module.in_features), int(module.out_features))
+        features = _features(module)
         if 0 in features:
             raise PlanError("a layer without features cannot be cast", key=name, value=features)
         made.append((parent, leaf, CastLinear(module, formats, pick_backend(backend, device, formats, features, name))))
@@ -107,6 +103,53 @@ def convert(
         raise PlanError(f"the recipe {recipe.name!r} casts no layer of this model", key="recipe", hint=hint)
     for parent, leaf, layer in made:  # only now: a refusal leaves the model as it was
         setattr(model.get_submodule(parent), leaf, layer)
+    return model
+
+
+def _castable(module: nn.Module) -> bool:
+    """Whether it is a linear layer without formats of its own."""
+    linear = isinstance(module, nn.Linear | iso_nn.Linear) or is_conv1d(module)
+    return linear and not isinstance(module, Linear)
+
+
+def _features(module: Any) -> tuple[int, int]:
+    """Sizes in and out."""
+    if is_conv1d(module):
+        return int(module.nx), int(module.nf)
+    return int(module.in_features), int(module.out_features)
+
+
+def switch(model: M, to: LayerFormats | Recipe | str, backend: str = "auto") -> M:
+    """Give the cast layers of a converted model other formats, in place; Parameters and names unchanged.
+
+    For the last stretch of a run in higher precision (`Recipe.finish_step`), or to look at one model in several
+    recipes. Compiled code notices, and compiles again.
+
+    Args:
+        model: a converted model; layers that were not cast stay as they are.
+        to: formats for all of them, or a recipe (`bf16` for a finish).
+        backend: as for `convert`.
+
+    Raises:
+        ConfigError: unknown recipe or backend; hardware asked for that a layer cannot use.
+        PlanError: nothing is cast in this model.
+    """
+    if isinstance(to, str):
+        to = recipe_by_name(to)
+    layers = [(normalise(path), module) for path, module in model.named_modules() if isinstance(module, CastLinear)]
+    if not layers:
+        raise PlanError("the model has no cast layers", key="model", value=type(model).__name__,
+                        hint="isoscale.numerics.convert(model, recipe) first")  # fmt: skip
+    if isinstance(to, LayerFormats):
+        to = Recipe("one for all", ((("*",), to),), "formats given by hand")
+    assignment = to.on(normalise(path) for path, _ in model.named_modules())
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    made = []
+    for name, layer in layers:
+        formats = assignment.formats(name)
+        made.append((layer, formats, pick_backend(backend, device, formats, layer.features, name)))
+    for layer, formats, found in made:  # only now: a refusal leaves the model as it was
+        layer.recast(formats, found)
     return model
 
 

@@ -91,8 +91,9 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
         x = input.to(compute_dtype(input) or input.dtype)
-        flat = cast_matmul(x.reshape(-1, x.shape[-1]), self.weight, self.engine, note=self._note)
-        out = flat.view(*x.shape[:-1], self.out_features)
+        flat = x.reshape(-1, x.shape[-1])
+        out = cast_matmul(flat, self.weight, self.engine, note=self._note, training=self.training)
+        out = out.view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def extra_repr(self) -> str:
