@@ -65,6 +65,7 @@ def model_plan(
     """
     from isoscale import planning
     from isoscale.config import Scale
+    from isoscale.train.setup import recipe_of
 
     config = loaded.config
     rules, run = config.rules, config.train
@@ -87,7 +88,7 @@ def model_plan(
         "roles": said_roles(roles) or None, "example": example, "optimizer": run.optimizer, "alpha": rules.alpha,
         "duration": rules.duration, "duration_exponent": rules.duration_exponent, "tau_exponent": rules.tau_exponent,
         "betas": rules.betas, "final_norm_eps": rules.final_norm_eps, "axes": rules.axes, "constant": rules.constant,
-        "decay": rules.decay, "clip": run.clip, "recipe": config.numerics.recipe,
+        "decay": rules.decay, "clip": run.clip, "recipe": recipe_of(config),
     }  # fmt: skip
     before = Scale(batch_tokens=base_tokens, tokens=base_tokens * steps)
     made = planning.plan(model, rule, base=small, base_run=before,

@@ -197,7 +197,14 @@ class TrainSection(Section):
 class NumericsSection(Section):
     """Which tensors are cast to what."""
 
-    recipe: str = Field("none", description="none, bf16, fp8, ... (isoscale plan shows what it means)")
+    recipe: str = Field(
+        "none", description="none, bf16, fp8, mxfp8, mxfp6, mxfp4, nvfp4, ... (isoscale plan shows what it means)"
+    )
+    keep_first: Share | None = Field(
+        None, description="share of the blocks kept in BF16 at the front; none: the recipe's"
+    )
+    keep_last: Share | None = Field(None, description="the same at the back")
+    finish: Share | None = Field(None, description="share of the steps, at the end, in BF16; none: the recipe's")
     backend: Literal["auto", "emulated", "scaled_mm"] = "auto"
     loss_scale: Positive = Field(1.0, description="factor on the loss in the backward pass, undone before the update")
     log_casts: bool = Field(False, description="log the clipped and flushed share of every cast at each evaluation")

@@ -126,7 +126,7 @@ def plan(
         final_norm_eps: `printed` or `derived`.
         axes: axes whose rules are on.
         constant: quantities whose rules are off.
-        recipe: low-precision recipe whose formats go into the rows.
+        recipe: low-precision recipe whose formats go into the rows, and its BF16 finish into the plan.
         decay: `independent` of the LR, `coupled` as in torch, or as the parametrisation's rule says.
         embedding_lr: `constant` drops the size dependence of the embedding's LR (an ablation of u-muP).
         clip: largest gradient norm at the base; the plan says what it is here (`Plan.clip`).
@@ -165,7 +165,8 @@ def plan(
         )
     values = all_hps(hps, table)
     batch_tokens = target.batch_tokens if target else None
-    setting = Setting(table, values, recipe, batch_tokens, 1.0)
+    casts = recipe.on(normalise(path) for path, _ in model.named_modules())
+    setting = Setting(table, values, casts, batch_tokens, 1.0)
     if not is_own(model):
         return foreign_plan(model, base, base_run, target, setting, options, said=dict(hps or {}), roles=roles,
                             clip=clip, absorb=absorb, example=example)  # fmt: skip
@@ -198,11 +199,11 @@ def plan(
     linear = {path for path, module in modules.items() if isinstance(module, (nn.Linear, Linear))}
     share = table.tau_share.evaluate(values, site_sizes).number if table.unit else 0.0
     predicted = predictions(model, values, stack, seq_len, share) if table.unit and seq_len else {}
-    sites = site_rows(model, table, values, site_sizes, scale.depth or stacked or 1, recipe, linear, predicted,
+    sites = site_rows(model, table, values, site_sizes, scale.depth or stacked or 1, casts, linear, predicted,
                       tied=last is None)  # fmt: skip
     return Plan(
         table.name, tuple(rows), sites, values, base_scale, scale, recipe.name, optimizer=optimizer,
         options=asdict(options), beta_ratio=found.of_a_run,
         clip=clip_norm(clip, table, sized, _parameters(base_infos))[0] if clip else None,
-        notes=range_notes(found, table, values),
+        notes=range_notes(found, table, values), finish=recipe.finish,
     )  # fmt: skip

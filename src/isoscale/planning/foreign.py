@@ -210,8 +210,9 @@ def foreign_plan(
              *([] if "lr" in said or table.unit else ["no lr was given: the rows are for a base LR of 1"])]  # fmt: skip
     notes = range_notes(found, table, hps, words)
     return Plan(
-        table.name, tuple(rows), sites, hps, small if table.needs_base else None, big, setting.recipe.name,
+        table.name, tuple(rows), sites, hps, small if table.needs_base else None, big, setting.casts.recipe.name,
         optimizer=table.optimizer, options=asdict(options), beta_ratio=found.of_a_run, clip=limit, notes=notes,
+        finish=setting.casts.recipe.finish,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from isoscale._base.errors import PlanError, did_you_mean
-from isoscale.formats.recipes import PLAIN, Recipe
+from isoscale.formats.recipes import PLAIN, Assignment
 from isoscale.nn.factors import Factors
 from isoscale.planning.roles import ParamInfo
 from isoscale.planning.rows import ParamRow, Relative
@@ -29,14 +29,14 @@ class Setting:
     Args:
         table: the rules.
         hps: every hyperparameter, in base units.
-        recipe: low-precision recipe.
+        casts: the low-precision recipe on this model.
         batch_tokens: of one step, where known.
         beta_ratio: m_B / m_D.
     """
 
     table: Table
     hps: Mapping[str, float]
-    recipe: Recipe
+    casts: Assignment
     batch_tokens: int | None
     beta_ratio: float
 
@@ -117,7 +117,7 @@ def make_row(
     info: ParamInfo, module: nn.Module, setting: Setting, rule: RoleRule, table: Table, sizes: Mapping[str, float],
 ) -> ParamRow:  # fmt: skip
     """The row of one parameter under its (perhaps shifted) rule."""
-    hps, recipe = setting.hps, setting.recipe
+    hps, casts = setting.hps, setting.casts
     reasons: dict[str, str] = {}
 
     def number(quantity: str, value: Value) -> float:
@@ -131,9 +131,9 @@ def make_row(
         init_std, init_value = 0.0, 1.0 if rule.init_kind == "one" else 0.0
         reasons["init_std"] = f"constant {init_value:g}"
     matrix = len(info.shape) > 1 and info.role not in NOT_MATRICES
-    formats = recipe.formats(info.module_path) if matrix else PLAIN
+    formats = casts.formats(info.module_path) if matrix else PLAIN
     if matrix:
-        reasons["formats"] = f"{formats} = recipe {recipe.name}"
+        reasons["formats"] = casts.reason(info.module_path)
     ones = dict.fromkeys(hps, 1.0)
     relative = Relative(*(getattr(rule, name).evaluate(ones, sizes).number for name in ("lr", "eps", "weight_decay")))
     return ParamRow(

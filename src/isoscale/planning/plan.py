@@ -45,6 +45,7 @@ class Plan:
         beta_ratio: m_B / m_D.
         clip: largest gradient norm at this scale; None: no clipping.
         notes: what may spoil the transfer, in words.
+        finish: share of the run, at its end, that is trained with BF16 operands.
     """
 
     parametrisation: str
@@ -59,6 +60,7 @@ class Plan:
     beta_ratio: float = 1.0
     clip: float | None = None
     notes: tuple[str, ...] = ()
+    finish: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hps", MappingProxyType(dict(self.hps)))
@@ -173,6 +175,7 @@ class Plan:
                 "beta_ratio": self.beta_ratio,
                 "clip": self.clip,
                 "notes": list(self.notes),
+                "finish": self.finish,
                 "base": asdict(self.base) if self.base else None,
                 "target": asdict(self.target),
                 "rows": [row.to_dict() for row in self.rows],
@@ -205,6 +208,7 @@ class Plan:
                 beta_ratio=data["beta_ratio"],
                 clip=data["clip"],
                 notes=tuple(data["notes"]),
+                finish=data.get("finish", 0.0),
             )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise PlanError(f"not a plan: {error}") from None

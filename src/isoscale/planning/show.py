@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from isoscale.config.scale import Scale
-from isoscale.formats.recipes import LayerFormats
+from isoscale.formats.recipes import RECIPES, LayerFormats
 from isoscale.planning.names import pattern
 from isoscale.planning.rows import ParamRow, SiteRow
 
@@ -67,6 +67,8 @@ def _casts(rows: Sequence[ParamRow]) -> list[str]:
     if not layers:
         return []
     lines = ["cast matmul operands (w weight, x input, g output gradient)"]
+    if any(formats.stochastic or formats.hadamard for formats in layers):
+        lines.append("(SR rounded stochastically, H Hadamard transform before the cast; of Y, dX, dW)")
     for formats, names in layers.items():
         lines += textwrap.wrap(str(formats), 78, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
         lines += textwrap.wrap(", ".join(names), 78, initial_indent="      ", subsequent_indent="      ")
@@ -82,6 +84,8 @@ def show_plan(plan: Plan) -> str:
     rows, sites = plan.rows, plan.sites
     trained = "" if plan.optimizer == "adamw" else f", {plan.optimizer}"
     text = [f"{plan.parametrisation}{trained}, recipe {plan.recipe}: {_scale(plan.target)}"]
+    if plan.finish and any(row.formats.casts for row in rows):
+        text.append(f"finish: the last {plan.finish:.4g} of the run with BF16 operands")
     if plan.base is not None:
         text.append(f"base: {_scale(plan.base)}")
     lines = []
@@ -90,7 +94,11 @@ def show_plan(plan: Plan) -> str:
         lines.append([name + (f" ({count})" if count > 1 else ""), row.role, shape, _number(row.factors.forward),
                       _init(row), _number(row.lr), _number(row.weight_decay)])  # fmt: skip
     text.append(_fit(["parameter", "role", "shape", "fwd", "init", "lr", "decay"], lines))
-    text += _casts([row for row in rows if row.formats.casts])
+    casts = _casts([row for row in rows if row.formats.casts])
+    text += casts
+    if casts and plan.recipe in RECIPES:
+        note = f"recipe {plan.recipe}: {RECIPES[plan.recipe].note}"
+        text.append(textwrap.fill(note, 80, subsequent_indent="  ", break_on_hyphens=False))
     lines = [
         [name + (f" ({count})" if count > 1 else ""), _number(site.multiplier), _number(site.expected_scale)]
         for name, site, count in _fold(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from isoscale.formats.recipes import Recipe
+from isoscale.formats.recipes import Assignment
 from isoscale.models import Decoder
 from isoscale.nn.factors import transformer_residual_taus
 from isoscale.planning.expected import decoder_scales
@@ -46,7 +46,7 @@ def predictions(
 
 
 def site_rows(
-    model: nn.Module, table: Table, hps: Mapping[str, float], sizes: Mapping[str, float], depth: int, recipe: Recipe,
+    model: nn.Module, table: Table, hps: Mapping[str, float], sizes: Mapping[str, float], depth: int, casts: Assignment,
     linear: Container[str], predicted: Prediction, tied: bool,
 ) -> tuple[SiteRow, ...]:  # fmt: skip
     """One row per site that the model describes; none for a model that describes none."""
@@ -78,7 +78,7 @@ def site_rows(
         elif rule.expected is not None:
             value = rule.expected.evaluate(hps, sizes)
             expected, reasons["expected_scale"] = value.number, value.reason
-        fmt = recipe.formats(site.path).input if site.path in linear else "fp32"
+        fmt = casts.formats(site.path).input if site.path in linear else "fp32"
         rows.append(SiteRow(path=site.path, port=site.port, kind=site.kind, multiplier=multiplier, attr=site.attr,
                             expected_scale=expected, format=fmt, cast_scale=None, reasons=reasons))  # fmt: skip
     return tuple(rows)

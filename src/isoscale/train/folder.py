@@ -142,7 +142,7 @@ def rewind(out: Path, step: int, evaluated: int) -> None:
     """
 
     def keep(row: Mapping[str, Any]) -> bool:
-        if row.get("kind") == "train":
+        if row.get("kind") in ("train", "switch"):
             return bool(row["step"] < step)
         return bool(row["step"] < step or row["step"] == step == evaluated)
 

@@ -12,13 +12,14 @@ from isoscale import numerics
 from isoscale._base.errors import CheckpointError, DataError
 from isoscale._base.rng import stream
 from isoscale.config import RunConfig
+from isoscale.formats.recipes import BF16
 from isoscale.models import Decoder
 from isoscale.planning import Plan
 from isoscale.train import checkpoint
 from isoscale.train.data import eval_batches, load_corpus
 from isoscale.train.folder import read_config
 from isoscale.train.loop import autocast, evaluate, pick_device
-from isoscale.train.setup import decoder_config
+from isoscale.train.setup import decoder_config, recipe_of
 from isoscale.train.tokenizer import Tokenizer, make_tokenizer
 
 
@@ -62,7 +63,10 @@ def load_model(run: Path, vocab: int) -> tuple[Decoder, int]:
     model.to_empty(device=pick_device(config.train.device))
     plan.apply(model, init=False)
     model.load_state_dict(saved.model)
-    numerics.convert(model, config.numerics.recipe, plan=plan, backend=config.numerics.backend)
+    recipe = recipe_of(config)
+    numerics.convert(model, recipe, plan=plan, backend=config.numerics.backend)
+    if numerics.summary(model).layers and saved.step > recipe.finish_step(config.train.steps):  # as last trained
+        numerics.switch(model, BF16)
     return model.eval(), saved.step
 
 

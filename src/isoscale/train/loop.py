@@ -26,6 +26,7 @@ from isoscale._base.files import atomic_write
 from isoscale._base.log import JsonLog, dumps, read
 from isoscale._base.rng import stream
 from isoscale.config import RunConfig
+from isoscale.formats.recipes import BF16, Recipe
 from isoscale.models import Decoder
 from isoscale.optim import lr_factor, make_optimizer
 from isoscale.planning import Plan
@@ -34,7 +35,7 @@ from isoscale.rules import by_name
 from isoscale.train import checkpoint
 from isoscale.train.data import TokenStream, eval_batches, load_corpus
 from isoscale.train.folder import check, claim, locked, rewind
-from isoscale.train.setup import build
+from isoscale.train.setup import build, recipe_of
 from isoscale.train.state import Progress, load_optimizer, optimizer_tensors
 from isoscale.train.tokenizer import save_tokenizer
 
@@ -140,12 +141,13 @@ def train(
                          cache=Path(config.data.cache) if config.data.cache else None,
                          seq_len=config.data.seq_len)  # fmt: skip
     model, plan = build(config, corpus.vocab, device)
-    numerics.convert(model, config.numerics.recipe, plan=plan, backend=config.numerics.backend)
+    recipe = recipe_of(config)
+    numerics.convert(model, recipe, plan=plan, backend=config.numerics.backend)
     optimizer = make_optimizer(plan, model)
     text = hashlib.sha256(f"{corpus.sha256} {corpus.tokenizer.to_json()}".encode()).hexdigest()
     with locked(out):  # everything that can be refused has been: the folder gets its first file here
         claim(out, config, resume=resume)
-        run = _Run(config, out, model, plan, optimizer, corpus.train, corpus.val, device, text)
+        run = _Run(config, out, model, plan, optimizer, corpus.train, corpus.val, device, text, recipe)
         try:
             run.restore()
             atomic_write(out / "plan.json", plan.to_json())
@@ -160,7 +162,7 @@ class _Run:
 
     def __init__(
         self, config: RunConfig, out: Path, model: Decoder, plan: Plan, optimizer: torch.optim.Optimizer,
-        tokens: Any, val: Any, device: torch.device, text: str,
+        tokens: Any, val: Any, device: torch.device, text: str, recipe: Recipe,
     ) -> None:  # fmt: skip
         self.config, self.out, self.model, self.plan, self.optimizer = config, out, model, plan, optimizer
         self.device, self.progress, self.text = device, Progress(), text
@@ -179,6 +181,7 @@ class _Run:
         self.unit = model.config.scaling == "unit"
         self.loss_scale = config.numerics.loss_scale
         self.recent: list[float] = []
+        self.finish_step = recipe.finish_step(cfg.steps) if numerics.summary(model).layers else cfg.steps
 
     def micro(self, ids: Any, targets: Any) -> list[tuple[Tensor, Tensor]]:
         """A batch's micro-batches, on the device."""
@@ -267,6 +270,8 @@ class _Run:
         stages = self.stages()
         if stages:
             self.follow(stages[max(step for step in stages if step <= first)])
+        if first > self.finish_step:
+            numerics.switch(self.model, BF16)
         val_loss = float("nan")
         self.model.train()
         try:
@@ -276,6 +281,9 @@ class _Run:
                 step = progress.step
                 if step in stages:
                     self.follow(stages[step])
+                if step == self.finish_step:
+                    self.metrics.append({"kind": "switch", "step": step, "formats": str(BF16)})
+                    numerics.switch(self.model, BF16)
                 factor = lr_factor(step, cfg.steps, warmup=cfg.warmup, kind=cfg.schedule, final=cfg.final,
                                    decay_share=cfg.decay_share)  # fmt: skip
                 for group, peak in zip(self.optimizer.param_groups, self.peaks):

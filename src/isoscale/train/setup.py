@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from isoscale.config import RunConfig, Scale
+from isoscale.formats.recipes import Recipe, recipe_by_name
 from isoscale.models import Decoder, DecoderConfig
 from isoscale.planning import Plan, plan
 from isoscale.rules import by_name
@@ -19,6 +20,16 @@ def decoder_config(config: RunConfig, vocab: int) -> DecoderConfig:
         ffn_ratio=model.ffn_ratio, qk_norm=model.qk_norm, norm=model.norm, tied=model.tied, dropout=model.dropout,
         scaling="unit" if by_name(config.rules.parametrisation).unit else "plain",
     )  # fmt: skip
+
+
+def recipe_of(config: RunConfig) -> Recipe:
+    """The recipe with the shares that the settings say.
+
+    Raises:
+        ConfigError: no such recipe.
+    """
+    numerics = config.numerics
+    return recipe_by_name(numerics.recipe).changed(numerics.keep_first, numerics.keep_last, numerics.finish)
 
 
 def make_plan(config: RunConfig, model: nn.Module) -> Plan:
@@ -38,7 +49,7 @@ def make_plan(config: RunConfig, model: nn.Module) -> Plan:
         alpha=rules.alpha, duration=rules.duration, duration_exponent=rules.duration_exponent,
         tau_exponent=rules.tau_exponent, betas=rules.betas, final_norm_eps=rules.final_norm_eps,
         axes=rules.axes, constant=rules.constant,
-        recipe=config.numerics.recipe,
+        recipe=recipe_of(config),
         decay=rules.decay,
         embedding_lr=rules.embedding_lr,
         clip=config.train.clip,
