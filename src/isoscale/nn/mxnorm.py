@@ -14,6 +14,7 @@ pass; here the bound of the output stands in for it (ours, not the paper's): a s
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,10 @@ from torch.autograd import Function
 
 from isoscale._base.errors import ConfigError
 from isoscale.formats import BlockFormat, BlockTensor, Format, by_name, encode, fake_cast
+from isoscale.formats.dispatch import is_plain, kernel_for
+from isoscale.formats.layout import spec_of, view_of
+from isoscale.kernels import cpu_norm
+from isoscale.kernels.spec import CastSpec, NormSpec
 from isoscale.nn.mxnorm_estimate import Estimator, reciprocal, rounding_cut
 from isoscale.nn.scale import call
 
@@ -67,9 +72,46 @@ def tensor_amax(fmt: BlockFormat, estimator: Estimator) -> float | None:
     return estimator.bound if fmt.scale == "e4m3" else None
 
 
-def cast_normed(x: Tensor, rms: Tensor, fmt: BlockFormat, estimator: Estimator) -> Tensor:
-    """The values of x / r after the cast, at least float32."""
-    return fake_cast(estimator.normed(x, rms), fmt, tensor_amax=tensor_amax(fmt, estimator))
+def cast_normed(
+    x: Tensor, fmt: BlockFormat, estimator: Estimator, out_dtype: torch.dtype, ride: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The values of x / r after the cast, in `out_dtype`, and r.
+
+    In eager mode on a CPU and on a GPU one kernel makes both from one read; else one op after the other. Same bits.
+
+    Args:
+        x: [..., D].
+        fmt: of the result.
+        estimator: of r.
+        out_dtype: of the values.
+        ride: cast x itself.
+    """
+    kernel = _kernel(x, fmt, estimator, ride)
+    if kernel is not None:
+        flat = x.reshape(-1, estimator.dim).contiguous()
+        known = tensor_amax(fmt, estimator)
+        values, rms, _ = kernel.norm_fake(flat, *_specs(fmt, estimator, ride), tensor_amax=known, out_dtype=out_dtype)
+        return values.view(x.shape), rms.view(*x.shape[:-1], 1)
+    rms = estimator.rms(x)
+    if ride:
+        return fake_cast(x if x.dtype == torch.float64 else x.float(), fmt).to(out_dtype), rms
+    return fake_cast(estimator.normed(x, rms), fmt, tensor_amax=tensor_amax(fmt, estimator)).to(out_dtype), rms
+
+
+def _specs(fmt: BlockFormat, estimator: Estimator, ride: bool) -> tuple[CastSpec, NormSpec]:
+    spec = spec_of(fmt, view_of((1, estimator.dim), -1, fmt.block))
+    clamp = math.inf if estimator.clamp is None else estimator.clamp
+    return spec, NormSpec(f"mx{estimator.p}", estimator.eps, estimator.full, estimator.last, clamp, ride)
+
+
+def _kernel(x: Tensor, fmt: BlockFormat, estimator: Estimator, ride: bool) -> Any:
+    """The module whose kernels reach, or None."""
+    plain = not torch.compiler.is_compiling() and is_plain(x) and x.numel() > 0 and estimator.estimate == "raw"
+    if not plain or x.dtype == torch.float64 or (ride and fmt.scale == "e4m3"):
+        return None
+    found = {"cpp": cpu_norm}.get(kernel_for(x.device.type))
+    reaches = found is not None and found.covers(_specs(fmt, estimator, ride)[0], estimator.dim)
+    return found if reaches and x.shape[-1] == estimator.dim else None
 
 
 def norm_backward(grad: Tensor, x: Tensor, rms: Tensor) -> Tensor:
@@ -95,8 +137,7 @@ class _MXNorm(Function):
 
     @staticmethod
     def forward(x: Tensor, fmt: BlockFormat, estimator: Estimator) -> tuple[Tensor, Tensor]:
-        rms = estimator.rms(x)
-        return cast_normed(x, rms, fmt, estimator).to(x.dtype), rms
+        return cast_normed(x, fmt, estimator, x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -193,28 +193,42 @@ class Estimator:
         blocks = pad(wide.abs(), (0, short)) if short else wide.abs()
         most = blocks.view(*x.shape[:-1], -1, self.block).amax(-1)  # amax hands NaN on
         top = most.amax(-1, keepdim=True)
-        safe = torch.where(top > 0, top, 1.0)
-        parts = most / safe  # inf / inf is NaN
+        exponent = torch.frexp(top)[1] - 1
+        finite, zero = top.isfinite(), top == 0
+        exponent = torch.where(finite & ~zero, exponent, 0)
+        parts = torch.where(finite, _shifted(most, -exponent), 0.0)
         if self.estimate == "rounded":
-            return self._from_rounded(parts, safe) + self.eps
-        powers = parts if self.p == 1 else parts.square()
-        total = powers[..., :-1].sum(-1, keepdim=True) * self.full + powers[..., -1:] * self.last
-        mean = total if self.p == 1 else total.sqrt()
-        return torch.where(top > 0, mean * top, top) + self.eps
+            out = self._from_rounded(parts)
+        else:
+            powers = parts if self.p == 1 else parts.square()
+            total = self._sum(powers) if wide.dtype == torch.float32 else self._weighted(powers)
+            # torch's float32 sqrt is off by an ulp on some CPUs; through float64 it rounds as the kernels' does
+            out = total if self.p == 1 else total.to(torch.float64).sqrt().to(total.dtype)
+        out = torch.where(zero, 0.0, _shifted(out, exponent)) + self.eps
+        return torch.where(finite, out, math.nan)
 
-    def _from_rounded(self, parts: Tensor, top: Tensor) -> Tensor:
-        """From powers of two alone, which is exact whatever the row's scale: the row's own is put back last."""
-        mantissa, exponent = torch.frexp(parts * top)
-        powers = torch.ldexp(torch.ones_like(parts), exponent - 1 + (2 * mantissa >= 2 * self.cut).to(exponent.dtype))
-        powers = torch.where(parts > 0, powers, torch.where(parts.isnan(), parts, 0.0))
+    def _weighted(self, powers: Tensor) -> Tensor:
+        return powers[..., :-1].sum(-1, keepdim=True) * self.full + powers[..., -1:] * self.last
+
+    def _sum(self, powers: Tensor) -> Tensor:
+        """The weighted sum in integers, as in `isoscale.kernels.cpu_norm`: the same bits in any order of adding."""
+        counts = (powers * 2.0**36).to(torch.int64)
+        whole = counts[..., :-1].sum(-1, keepdim=True).to(torch.float32)
+        return (whole * self.full + counts[..., -1:].to(torch.float32) * self.last) * 2.0**-36
+
+    def _from_rounded(self, parts: Tensor) -> Tensor:
+        """From powers of two alone. The row's own power of two was taken out before, and is put back after."""
+        mantissa, exponent = torch.frexp(parts)
+        powers = torch.ldexp(torch.ones_like(parts), exponent - 1 + (mantissa >= self.cut).to(exponent.dtype))
+        powers = torch.where(parts > 0, powers, 0.0)
         mean = powers if self.p == 1 else powers.square()
         mean = (mean.sum(-1, keepdim=True) * self.full) ** (1 / self.p)
         table = torch.tensor(self.__dict__["_table"], dtype=mean.dtype, device=mean.device)
-        place = torch.log2(mean.clamp(min=torch.finfo(mean.dtype).tiny))
+        place = torch.log2(mean.clamp(min=2.0**-30))
         place = (place - place.floor()) * TABLE
-        low = place.floor().nan_to_num(0.0).long().clamp(0, TABLE - 1)
-        share = place - low
-        return mean * (table[low] * (1 - share) + table[(low + 1) % TABLE] * share)
+        low = place.floor()
+        share, index = place - low, low.long() % TABLE
+        return mean * (table[index] * (1 - share) + table[(index + 1) % TABLE] * share)
 
     def normed(self, x: Tensor, rms: Tensor) -> Tensor:
         """x / r, clamped, at least float32: [..., D]. Rows whose estimate is 0 stay 0.
@@ -225,6 +239,11 @@ class Estimator:
         """
         out = (x if x.dtype == torch.float64 else x.float()) * reciprocal(rms)
         return out if self.clamp is None else out.clamp(-self.clamp, self.clamp)
+
+
+def _shifted(x: Tensor, exponent: Tensor) -> Tensor:
+    """x 2^exponent, exactly where it can be: 2^149 is no float32."""
+    return torch.ldexp(x.to(torch.float64), exponent).to(x.dtype)
 
 
 def reciprocal(rms: Tensor) -> Tensor:

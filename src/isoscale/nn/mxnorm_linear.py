@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from isoscale._base.errors import ConfigError
-from isoscale.formats import BlockFormat, Format, fake_cast
+from isoscale.formats import BlockFormat, Format
 from isoscale.formats.recipes import LayerFormats, everywhere
 from isoscale.nn.cast_linear import CastLinear
-from isoscale.nn.engine import FORWARD, OPERANDS, Engine, Note
+from isoscale.nn.engine import FORWARD, OPERANDS, Engine, Note, draw_seed
 from isoscale.nn.factors import token_scale
 from isoscale.nn.linear import Linear, Scaling, roles_of
-from isoscale.nn.mxnorm import check_input, estimator_for, norm_backward, norm_format, tensor_amax
+from isoscale.nn.mxnorm import cast_normed, check_input, estimator_for, norm_backward, norm_format
 from isoscale.nn.mxnorm_estimate import Estimator, reciprocal
 from isoscale.nn.scale import call, scale_bwd
 
@@ -56,8 +56,7 @@ class _NormedMatmul(Function):
         x: Tensor, w: Tensor, gain: Tensor | None, engine: Engine, estimator: Estimator,
         scales: tuple[float, float, float], w_axis: int, ride: bool, seed: Tensor | None, note: Note | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        rms = estimator.rms(x)
-        left = _cast_input(x, rms, engine, estimator, ride, note)
+        left, rms = _cast_input(x, engine, estimator, ride, note)
         folded = w if gain is None else _wide(w) * _along(_wide(gain), w_axis)
         out = engine.product(FORWARD, left, engine.cast(FORWARD, 1, folded, w_axis, note), scales[0], x.dtype)
         return (out * reciprocal(rms)).to(x.dtype) if ride else out, rms
@@ -125,16 +124,18 @@ class _NormedMatmulJvp(_NormedMatmul):
 
 
 def _cast_input(
-    x: Tensor, rms: Tensor, engine: Engine, estimator: Estimator, ride: bool, note: Note | None
-) -> Any:
-    """The left operand: the cast of x / r (of x itself where 1 / r rides on the product)."""
+    x: Tensor, engine: Engine, estimator: Estimator, ride: bool, note: Note | None
+) -> tuple[Any, Tensor]:
+    """The left operand, which is the cast of x / r (of x itself where 1 / r rides on the product); and r."""
     fmt = engine.pairs[FORWARD][0]
-    operand = _wide(x) if ride else estimator.normed(x, rms)
-    if engine.kinds[FORWARD] is not None or not isinstance(fmt, BlockFormat) or ride:
-        return engine.cast(FORWARD, 0, operand, -1, note)
+    if engine.kinds[FORWARD] is not None or not isinstance(fmt, BlockFormat):  # codes; or the switch to BF16
+        rms = estimator.rms(x)
+        return engine.cast(FORWARD, 0, _wide(x) if ride else estimator.normed(x, rms), -1, note), rms
     if note is not None:
-        note(OPERANDS[FORWARD][0], str(fmt), operand, -1)
-    return fake_cast(operand, fmt, tensor_amax=tensor_amax(fmt, estimator))
+        told = _wide(x) if ride else estimator.normed(x, estimator.rms(x))
+        note(OPERANDS[FORWARD][0], str(fmt), told, -1)
+    low = x.dtype in engine.low[FORWARD] or x.dtype == torch.float64
+    return cast_normed(x, fmt, estimator, x.dtype if low else torch.float32, ride)
 
 
 class MXNormLinear(CastLinear):
@@ -209,6 +210,10 @@ class MXNormLinear(CastLinear):
         if ride and clamp is not None:
             message = "a clamp of x / r needs x / r, which this form never makes"
             raise ConfigError(message, key="ride", value=ride, hint="clamp=None")
+        if "forward" in self.formats.hadamard:
+            hint = "hadamard of the backward matmuls goes with it"
+            message = "MXNorm takes its statistic from the row as it is, not as a Hadamard matrix turns it"
+            raise ConfigError(message, key="formats.hadamard", value=self.formats.hadamard, hint=hint)
         fmt = norm_format(self.formats.input)
         self.estimator, self.ride = estimator_for(dim, fmt, p, eps, clamp, estimate), ride
         self._norm = (norm,)  # in a tuple: the model owns it, under the norm's own name
@@ -220,7 +225,10 @@ class MXNormLinear(CastLinear):
         gain: Tensor | None = self.gain if norm is None else norm.weight
         if gain is not None and self.scaling == "unit":
             gain = scale_bwd(gain, token_scale(tokens, 1))
-        return normed_matmul(flat, weight, gain, self.engine, self.estimator, scales, ride=self.ride, note=self._note)
+        return normed_matmul(
+            flat, weight, gain, self.engine, self.estimator, scales, self.w_axis, ride=self.ride, note=self._note,
+            training=self.training,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         e = self.estimator
@@ -263,7 +271,7 @@ class MXNormGain(nn.Module):
 def normed_matmul(
     x: Tensor, w: Tensor, gain: Tensor | None, engine: Engine, estimator: Estimator,
     scales: tuple[float, float, float] = (1.0, 1.0, 1.0), w_axis: int = -1, *, ride: bool = False,
-    seed: Tensor | None = None, note: Note | None = None,
+    note: Note | None = None, training: bool = False,
 ) -> Tensor:  # fmt: skip
     """scales[0] * q(x / r) q(w gain)^T, with `scales[1]` on the input gradient and `scales[2]` on that of w.
 
@@ -276,13 +284,14 @@ def normed_matmul(
         scales: plain factors of the three products.
         w_axis: the contraction axis of w.
         ride: see `MXNormLinear`.
-        seed: of the random bits of stochastic roundings.
         note: told of every cast; not in compiled code.
+        training: the mode of the module; see `engine.draw_seed`.
 
     Returns:
         [m, n] in the dtype of x.
     """
     note = None if torch.compiler.is_compiling() else note
+    seed = draw_seed(engine, training, x, w, *(() if gain is None else (gain,)))
     rest = (engine, estimator, scales, w_axis, ride, seed, note)
     result: Tensor = call(_NormedMatmul, _NormedMatmulJvp, x, w, gain, *rest)[0]
     return result
