@@ -25,6 +25,7 @@ from isoscale.nn.factors import residual_scales, silu_glu_factor, transformer_re
 from isoscale.nn.linear import Embedding, Linear, LinearReadout, Scaling
 from isoscale.nn.losses import loss_rows
 from isoscale.nn.modules import RMSNorm
+from isoscale.nn.mxnorm_linear import MXNormGain
 from isoscale.nn.scale import residual_blend, times
 
 Probe = Callable[[str, str, Tensor, float], None]
@@ -209,12 +210,13 @@ class Block(nn.Module):
         return self._branch(x, run, path, "mlp", self.mlp_tau, self.mlp_norm, self.mlp, "down")
 
     def _branch(
-        self, x: Tensor, run: _Pass, path: str, name: str, tau: float, norm: RMSNorm, body: nn.Module, last: str
-    ) -> Tensor:
+        self, x: Tensor, run: _Pass, path: str, name: str, tau: float, norm: RMSNorm | MXNormGain, body: nn.Module,
+        last: str,
+    ) -> Tensor:  # fmt: skip
         """Norm, body, last linear, residual add; the last two in one GEMM unless the branch is looked at or dropped."""
         a, b = residual_scales(tau) if self.unit else (tau, 1.0)
         h, skip = norm.split(x, branch_scale=a, skip_scale=b, tokens=run.tokens)
-        run.see(f"{path}.{name}_norm", "out", h)
+        run.see(f"{path}.{name}_norm", "out", norm.look(h) if isinstance(norm, MXNormGain) and run.probe else h)
         h, pending = body(h, run, f"{path}.{name}")
         linear: Callable[..., Tensor] = getattr(body, last)
         drop = self.config.dropout if self.training else 0.0

@@ -22,6 +22,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as torch_f
 from torch import Tensor, nn
 from torch.autograd import Function
 
@@ -219,6 +220,15 @@ class MXNormLinear(CastLinear):
         self._norm = (norm,)  # in a tuple: the model owns it, under the norm's own name
         self.register_parameter("gain", None)
 
+    @torch.no_grad()
+    def fold_gain(self) -> None:
+        """Multiplies the gain into the weight, for inference. One that several layers share stays for the others."""
+        gain = self.gain if self._norm[0] is None else self._norm[0].weight
+        if gain is not None and self.weight is not None:
+            self.weight.copy_((_wide(self.weight) * _along(_wide(gain), self.w_axis)).to(self.weight.dtype))
+        self.register_parameter("gain", None)
+        self._norm = (None,)
+
     def _multiply(self, flat: Tensor, weight: Tensor, scales: tuple[float, float, float], tokens: int) -> Tensor:
         check_input(flat)
         (norm,) = self._norm
@@ -263,6 +273,12 @@ class MXNormGain(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Open a residual branch: `(x, x)`, the gradients multiplied as in `functional.norm_split`."""
         return scale_bwd(x, branch_scale), scale_bwd(x, skip_scale)
+
+    @torch.no_grad()
+    def look(self, x: Tensor) -> Tensor:
+        """What the norm itself would give, for a probe."""
+        out = torch_f.rms_norm(_wide(x), [self.dim], eps=self.eps)
+        return (out if self.weight is None else out * self.weight).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, eps={self.eps}, gain={self.weight is not None}, done by the next linear layers"

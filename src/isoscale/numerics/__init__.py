@@ -5,8 +5,10 @@ from isoscale.nn.hardware import capabilities, swizzle
 from isoscale.numerics.backend import pick_backend
 from isoscale.numerics.convert import Summary, cast_stats, convert, summary, switch
 from isoscale.numerics.linear import Linear, matmul
+from isoscale.numerics.norms import NORMS, fold
+from isoscale.numerics.pairs import Pair, find_pairs
 
 __all__ = [
-    "CastLinear", "Linear", "Summary", "capabilities", "cast_stats", "convert", "matmul", "pick_backend", "summary",
-    "switch", "swizzle",
+    "NORMS", "CastLinear", "Linear", "Pair", "Summary", "capabilities", "cast_stats", "convert", "find_pairs", "fold",
+    "matmul", "pick_backend", "summary", "switch", "swizzle",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from isoscale import nn as iso_nn
-from isoscale._base.errors import ConfigError, PlanError
+from isoscale._base.errors import PlanError
 from isoscale.formats import cast_stats as tensor_stats
 from isoscale.formats.recipes import LayerFormats, Recipe, recipe_by_name
 from isoscale.nn.cast_linear import CastLinear, Recorder, is_conv1d
 from isoscale.numerics.backend import BACKENDS, pick_backend
 from isoscale.numerics.linear import Linear
+from isoscale.numerics.norms import Takeover, norm_settings
 from isoscale.planning import Plan, normalise
 
 M = TypeVar("M", bound=nn.Module)
-NORMS: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,29 +36,33 @@ class Summary:
 
 
 def convert(
-    model: M, recipe: str | Recipe, *, plan: Plan | None = None, norm: str | None = None, backend: str = "auto"
-) -> M:
+    model: M, recipe: str | Recipe, *, plan: Plan | None = None, norm: str | None = None, backend: str = "auto",
+    example: object = None, norm_skip: Sequence[str] = (),
+) -> M:  # fmt: skip
     """Cast the operands of the model's linear layers; in place, Parameters and names unchanged.
 
     Args:
         model: any module with `isoscale.nn.Linear`, `torch.nn.Linear` or Hugging Face `Conv1D` leaves.
         recipe: a name or a recipe of your own.
         plan: take each layer's formats from its row (the same recipe put them there; without a plan it gives the same).
-        norm: a norm that takes part in the casts; there is none yet.
+        norm: None leaves norms as they are. `mxnorm` makes every RMSNorm and the block-scaled linear layers behind it
+            one `MXNormLinear` each (arXiv 2603.13180); pairs are found by running the model once. The final norm and
+            the head stay. `mxnorm-p1`, `mxnorm-ride`: see `isoscale.nn.MXNormLinear`; `mxnorm-rounded` is unstable.
         backend: `auto` (hardware for each layer whose formats and sizes it can run, else emulated), `emulated` (any
             format, any size) or `scaled_mm`.
+        example: with a norm: input of one forward (a tensor, a tuple or a dict); None to guess.
+        norm_skip: with a norm: patterns of norms to leave as they are.
 
     Raises:
         ConfigError: unknown recipe, norm or backend; hardware asked for that a layer cannot use.
         PlanError: no module; no linear layer that the recipe casts; one without features; a plan of another recipe; a
-            second conversion.
+            second conversion; a norm before block-scaled layers that cannot be taken over, by name and with the reason.
     """
     if not isinstance(model, nn.Module):
         raise PlanError("only a module can be converted", key="model", value=type(model).__name__)
     recipe = recipe if isinstance(recipe, Recipe) else recipe_by_name(recipe)
     if norm is not None:
-        hint = f"norm=None leaves norms as they are; norms that can be swapped in: {', '.join(NORMS) or 'none yet'}"
-        raise ConfigError("no such norm", key="norm", value=norm, hint=hint)
+        norm_settings(norm)  # refuses
     if backend not in BACKENDS:
         pick_backend(backend, torch.device("cpu"))  # refuses
     if not recipe.layers:
@@ -77,13 +81,17 @@ def convert(
     if not leaves:
         raise PlanError("the model has no linear layer to cast", key="model", value=type(model).__name__)
     assignment = recipe.on(normalise(path) for path, _ in model.named_modules())
+
+    def formats_of(path: str) -> LayerFormats:
+        name = normalise(path)
+        if plan is not None and getattr(model.get_submodule(path), "weight", None) is not None:
+            return plan.row(f"{name}.weight").formats
+        return assignment.formats(name)
+
+    taken = None if norm is None else Takeover(model, norm, formats_of, example, norm_skip)
     made: list[tuple[str, str, CastLinear]] = []
     for path, module in leaves:
-        name = normalise(path)
-        if plan is not None and getattr(module, "weight", None) is not None:
-            formats = plan.row(f"{name}.weight").formats
-        else:
-            formats = assignment.formats(name)
+        name, formats = normalise(path), formats_of(path)
         if not formats.casts:
             continue
         parent, _, leaf = path.rpartition(".")
@@ -96,13 +104,17 @@ def convert(
         features = _features(module)
         if 0 in features:
             raise PlanError("a layer without features cannot be cast", key=name, value=features)
-        made.append((parent, leaf, CastLinear(module, formats, pick_backend(backend, device, formats, features, name))))
+        found = pick_backend(backend, device, formats, features, name)
+        layer = CastLinear(module, formats, found) if taken is None else taken.layer(path, module, formats, found)
+        made.append((parent, leaf, layer.train(module.training)))
     if not made and plan is None:
         patterns = tuple(pattern for names, _ in recipe.layers for pattern in names)
         hint = "patterns: " + ", ".join(patterns)
         raise PlanError(f"the recipe {recipe.name!r} casts no layer of this model", key="recipe", hint=hint)
     for parent, leaf, layer in made:  # only now: a refusal leaves the model as it was
         setattr(model.get_submodule(parent), leaf, layer)
+    if taken is not None:
+        taken.place()
     return model
 
 
