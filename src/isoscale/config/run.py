@@ -205,6 +205,9 @@ class NumericsSection(Section):
     )
     keep_last: Share | None = Field(None, description="the same at the back")
     finish: Share | None = Field(None, description="share of the steps, at the end, in BF16; none: the recipe's")
+    norm: Literal["none", "mxnorm", "mxnorm-p1", "mxnorm-ride", "mxnorm-rounded"] = Field(
+        "none", description="mxnorm: block norms from the block maxima of the cast behind them (block-scaled recipes)"
+    )
     backend: Literal["auto", "emulated", "scaled_mm"] = "auto"
     loss_scale: Positive = Field(1.0, description="factor on the loss in the backward pass, undone before the update")
     log_casts: bool = Field(False, description="log the clipped and flushed share of every cast at each evaluation")

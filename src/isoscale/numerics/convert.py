@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from isoscale import nn as iso_nn
-from isoscale._base.errors import PlanError
+from isoscale._base.errors import ConfigError, PlanError
 from isoscale.formats import cast_stats as tensor_stats
 from isoscale.formats.recipes import LayerFormats, Recipe, recipe_by_name
 from isoscale.nn.cast_linear import CastLinear, Recorder, is_conv1d
@@ -66,6 +66,10 @@ def convert(
     if backend not in BACKENDS:
         pick_backend(backend, torch.device("cpu"))  # refuses
     if not recipe.layers:
+        if norm is not None:
+            hint = "a block-scaled recipe: mxfp8, mxfp6, mxfp4, nvfp4"
+            raise ConfigError(f"{norm} needs casts in blocks, and the recipe {recipe.name!r} has none", key="norm",
+                              value=norm, hint=hint)  # fmt: skip
         return model
     if plan is not None and plan.recipe != recipe.name:
         raise PlanError(

@@ -19,7 +19,7 @@ from isoscale.train import checkpoint
 from isoscale.train.data import eval_batches, load_corpus
 from isoscale.train.folder import read_config
 from isoscale.train.loop import autocast, evaluate, pick_device
-from isoscale.train.setup import decoder_config, recipe_of
+from isoscale.train.setup import convert, decoder_config
 from isoscale.train.tokenizer import Tokenizer, make_tokenizer
 
 
@@ -63,8 +63,7 @@ def load_model(run: Path, vocab: int) -> tuple[Decoder, int]:
     model.to_empty(device=pick_device(config.train.device))
     plan.apply(model, init=False)
     model.load_state_dict(saved.model)
-    recipe = recipe_of(config)
-    numerics.convert(model, recipe, plan=plan, backend=config.numerics.backend)
+    recipe = convert(config, model, plan)
     if numerics.summary(model).layers and saved.step > recipe.finish_step(config.train.steps):  # as last trained
         numerics.switch(model, BF16)
     return model.eval(), saved.step

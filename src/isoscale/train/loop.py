@@ -35,7 +35,7 @@ from isoscale.rules import by_name
 from isoscale.train import checkpoint
 from isoscale.train.data import TokenStream, eval_batches, load_corpus
 from isoscale.train.folder import check, claim, locked, rewind
-from isoscale.train.setup import build, recipe_of
+from isoscale.train.setup import build, convert
 from isoscale.train.state import Progress, load_optimizer, optimizer_tensors
 from isoscale.train.tokenizer import save_tokenizer
 
@@ -141,8 +141,7 @@ def train(
                          cache=Path(config.data.cache) if config.data.cache else None,
                          seq_len=config.data.seq_len)  # fmt: skip
     model, plan = build(config, corpus.vocab, device)
-    recipe = recipe_of(config)
-    numerics.convert(model, recipe, plan=plan, backend=config.numerics.backend)
+    recipe = convert(config, model, plan)
     optimizer = make_optimizer(plan, model)
     text = hashlib.sha256(f"{corpus.sha256} {corpus.tokenizer.to_json()}".encode()).hexdigest()
     with locked(out):  # everything that can be refused has been: the folder gets its first file here

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from isoscale import numerics
 from isoscale.config import RunConfig, Scale
 from isoscale.formats.recipes import Recipe, recipe_by_name
 from isoscale.models import Decoder, DecoderConfig
@@ -28,8 +29,16 @@ def recipe_of(config: RunConfig) -> Recipe:
     Raises:
         ConfigError: no such recipe.
     """
-    numerics = config.numerics
-    return recipe_by_name(numerics.recipe).changed(numerics.keep_first, numerics.keep_last, numerics.finish)
+    said = config.numerics
+    return recipe_by_name(said.recipe).changed(said.keep_first, said.keep_last, said.finish)
+
+
+def convert(config: RunConfig, model: nn.Module, plan: Plan) -> Recipe:
+    """Casts a planned model as the config says; the recipe."""
+    recipe, said = recipe_of(config), config.numerics
+    norm = None if said.norm == "none" else said.norm
+    numerics.convert(model, recipe, plan=plan, backend=said.backend, norm=norm)
+    return recipe
 
 
 def make_plan(config: RunConfig, model: nn.Module) -> Plan:
