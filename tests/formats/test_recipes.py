@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from isoscale._base.errors import ConfigError
@@ -80,3 +82,57 @@ def test_what_the_block_recipes_cast() -> None:
     assert forward.pop("forward") == ("mxfp6_e3m2/floor",) * 2
     assert set(forward.values()) == {("bf16", "bf16")}
     assert recipe_by_name("fp8-dynamic").formats("a").grad == "fp8_tensor_e5m2/amax"
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "says"),
+    [
+        ({"stochastic": ("gradd",)}, "stochastic", "grad"), ({"stochastic": ("input",)}, "stochastic", "diverge"),
+        ({"stochastic": "grad"}, "stochastic", "grad"), ({"hadamard": ("dW",)}, "hadamard", "forward, grad_input, grad_weight"),
+        ({"hadamard": ("grad_wieght",)}, "hadamard", "grad_weight"), ({"hadamard_size": 24}, "hadamard_size", "16"),
+        ({"hadamard_size": 1}, "hadamard_size", "16"), ({"hadamard_size": True}, "hadamard_size", "16"),
+        ({"pre_scale": 0.75}, "pre_scale", "stochastic"), ({"pre_scale": 1.5}, "pre_scale", "0.75"),
+        ({"pre_scale": 0.75, "stochastic": ("grad",)}, "pre_scale", "mxfp4/rceil"),
+        ({"grad": "fp32", "stochastic": ("grad",)}, "stochastic", "grad"),
+    ],
+)  # fmt: skip
+def test_a_treatment_that_cannot_be_is_refused_with_a_hint(change: dict[str, object], key: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LayerFormats(**{"weight": "mxfp4", "input": "mxfp4", "grad": "mxfp4/floor", **change})  # type: ignore[arg-type]
+    assert caught.value.key == f"formats.{key}"
+    assert says in caught.value.hint
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_formats_survive_json_and_say_what_is_done(recipe: str) -> None:
+    formats = recipe_by_name(recipe).formats("blocks.0.mlp.up")
+    back = LayerFormats(**json.loads(json.dumps(formats.to_dict())))
+    assert back == formats
+    assert hash(back) == hash(formats)
+    assert ("SR" in str(formats)) == bool(formats.stochastic)
+    assert (f"H{formats.hadamard_size} in" in str(formats)) == bool(formats.hadamard)
+
+
+def test_treatments_in_words() -> None:
+    assert str(recipe_by_name("nvfp4").formats("a")) == (
+        "w nvfp4/amax/16x16, x nvfp4/amax, g nvfp4/amax; SR g in dX, g in dW; H16 in dW"
+    )
+    assert str(recipe_by_name("mxfp4").formats("a")) == (
+        "w mxfp4/even, x mxfp4/even, g mxfp4/rceil; backward w mxfp4/rceil, x mxfp4/rceil; "
+        "SR x3/4 g w in dX, g x in dW; H32 in dX, dW"
+    )
+    order = LayerFormats("mxfp4", "mxfp4", "mxfp4", stochastic=("weight_grad", "grad"))
+    assert order == LayerFormats("mxfp4", "mxfp4", "mxfp4", stochastic=("grad", "weight_grad"))
+
+
+def test_what_the_training_recipes_are() -> None:
+    """The choices of the papers that their notes name."""
+    assert recipe_by_name("mxfp8").formats("a") == everywhere("mxfp8_e4m3/rceil")
+    assert recipe_by_name("mxfp8-e5m2-grad").formats("a").grad == "mxfp8_e5m2/rceil"
+    assert "diverge" in recipe_by_name("mxfp8-e5m2-grad").note
+    assert recipe_by_name("mxfp6").formats("a") == everywhere("mxfp6_e3m2/rceil")
+    nvfp4 = recipe_by_name("nvfp4")
+    assert nvfp4.keep == (2 / 62, 8 / 62)
+    assert nvfp4.formats("a").passes["grad_weight"] == ("nvfp4/amax", "nvfp4/amax")
+    assert all(recipe.formats("head") == BF16 for name, recipe in RECIPES.items() if name.startswith(("mxfp", "nvfp")))
+    assert all(recipe.keep == (0.0, 0.0) and recipe.finish == 0 for name, recipe in RECIPES.items() if name != "nvfp4")

@@ -23,6 +23,10 @@ VARIANTS = {
     "bf16": {"train.precision": "bf16"},
     "bpe": {"data.tokenizer": "bpe:300"},
     "fp8": {"numerics.recipe": "fp8", "numerics.log_casts": True, "model.dropout": 0.1},
+    "nvfp4, BF16 finish": {"numerics.recipe": "nvfp4", "numerics.finish": 0.5, "numerics.keep_first": 0.5,
+                           "numerics.log_casts": True, "train.accumulate": 2},
+    "mxfp4, BF16 finish, other rhythm": {"numerics.recipe": "mxfp4", "numerics.finish": 0.3, "train.eval_every": 3,
+                                         "train.checkpoint_every": 2, "model.dropout": 0.1},
     "loss scale, other rhythm": {"numerics.loss_scale": 8.0, "train.eval_every": 2, "train.checkpoint_every": 5},
 }
 

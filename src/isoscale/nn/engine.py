@@ -300,7 +300,8 @@ def draw_seed(engine: Engine, training: bool, *operands: Tensor) -> Tensor | Non
 
     Drawn where a dropout mask would be drawn (in training mode, always), and where a gradient is wanted: so a
     checkpointed segment that runs again, its generator put back, draws the same numbers in the same order. On the CPU:
-    casts read its value, and reading it from a GPU would wait for that.
+    casts read its value, and reading it from a GPU would wait for that. In compiled code the compiler may move the
+    draw into the backward pass: other bits than in eager mode, of the same law, and the same ones for the same seed.
 
     Args:
         engine: of the call.

@@ -86,10 +86,11 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _formats(formats: Mapping[str, str]) -> str:
-    """Operands and their formats; one word where nothing is cast."""
-    told = ", ".join(f"{operand} {name}" for operand, name in formats.items())
-    return told if set(formats.values()) != {"fp32"} else "fp32"
+def _formats(formats: Mapping[str, Any]) -> str:
+    """Operands and their formats, and how they are treated; one word where nothing is cast."""
+    if all(value == "fp32" for value in formats.values()):
+        return "fp32"
+    return ", ".join(f"{key} {' '.join(value) if isinstance(value, list) else value}" for key, value in formats.items())
 
 
 def plan_table(plan: Mapping[str, Any]) -> str:
