@@ -1,16 +1,16 @@
-"""A norm and the cast of its result in one pass over memory, on a CPU: the same bits as the norm's r followed by a cast.
+"""A norm and the cast of its result in one pass over memory, on a CPU: the bits of the norm's r followed by a cast.
 
 MXNorm (arXiv 2603.13180) and, as its fair measure, RMSNorm without a gain. y = x (1 / r) is never written in full
 precision, only codes or rounded values. All arithmetic is in float32; float16 goes through it.
 
-What r is, for MXNorm, to the bit, on every device: with e = floor(log2 max_k m_k) (0 for a row of zeros), v_k = m_k 2^-e
+What r is for MXNorm, to the bit on every device: with e = floor(log2 max_k m_k) (0 for a row of zeros), v_k = m_k 2^-e,
 and n_k = trunc(2^36 v_k^p), the square rounded to float32,
 
     r = ((w_full float(n_1 + ... + n_(K-1)) + w_last float(n_K)) 2^-36)^(1/p) 2^e + eps
 
-with integers in the sum, so that no order of adding changes it, and no square that overflows or vanishes. It is within
-4 ulp of the exact value. A row with an inf or a NaN has r = NaN and is NaN as a whole. 1 / r is 0 for r = 0, and at most
-the largest float32.
+with integers in the sum, so that no order of adding changes it, and no square overflows or vanishes. It is within 4 ulp
+of the exact value. A row with an inf or a NaN has r = NaN and is NaN as a whole. 1 / r is 0 for r = 0, and at most the
+largest float32.
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ def norm_encode(
     kind = torch.float32 if spec.scale == "fp32" else torch.uint8
     scales = torch.empty(rows, -(-width // (spec.cols or width)), dtype=kind)
     tensor_scale = torch.ones((), dtype=torch.float32) if spec.scale == "e4m3" else None
-    rms, summed = _call(x, spec, norm, residual, tensor_amax, nan_code, codes, scales, tensor_scale, False)
-    return NormCodes(codes, scales, tensor_scale, rms, summed)
+    rms, total = _call(x, spec, norm, residual, tensor_amax, nan_code, codes, scales, tensor_scale, False)
+    return NormCodes(codes, scales, tensor_scale, rms, total)
 
 
 def norm_fake(

@@ -280,14 +280,15 @@ static void thresholds(const Cast& c, const typename T::word* FAST x, i64 n, u64
 
 static INLINE i64 group_of(int bits) { return bits == 4 ? 2 : bits == 6 ? 4 : 1; }
 
-static void pack(const u8* FAST codes, i64 n, int bits, u8* FAST out) {  // n is a multiple of the group
+// n is a multiple of the group; bits above those of a code do not count.
+static void pack(const u8* FAST codes, i64 n, int bits, u8* FAST out) {
   if (bits == 8) {
     memcpy(out, codes, n);
   } else if (bits == 4) {
     for (i64 i = 0; i < n / 2; i++) {
       u16 w;
       memcpy(&w, codes + 2 * i, 2);
-      out[i] = (u8)(w | (w >> 4));
+      out[i] = (u8)((w & 15) | (w >> 4 & 0xf0));
     }
   } else {
     i64 i = 0;
@@ -300,7 +301,7 @@ static void pack(const u8* FAST codes, i64 n, int bits, u8* FAST out) {  // n is
       memcpy(out + i / 4 * 3, &w, 8);
     }
     for (; i < n; i += 4) {
-      u32 w = codes[i] | codes[i + 1] << 6 | codes[i + 2] << 12 | (u32)codes[i + 3] << 18;
+      u32 w = (codes[i] & 63) | (codes[i + 1] & 63) << 6 | (codes[i + 2] & 63) << 12 | (codes[i + 3] & 63u) << 18;
       u8* to = out + i / 4 * 3;
       to[0] = (u8)w, to[1] = (u8)(w >> 8), to[2] = (u8)(w >> 16);
     }

@@ -13,6 +13,7 @@
 #include "threads.h"
 
 enum { MX1, MX2, RMS };  // kind
+static const u32 LEAST = 67u << 23;  // 2^-60
 
 extern "C" struct Norm {  // mirrored field by field in cpu_norm.py
   const void* residual;
@@ -34,7 +35,7 @@ struct NormJob {
   NormJob(const Cast& cast, const Norm& norm) : c(cast), n(norm), g(cast), fast(cast, g) {
     K = (c.n + c.cols - 1) / c.cols, span = most<i64>(1, PIECE / c.cols), row_bytes = c.row_codes * c.bits / 8;
     power = c.rule != AMAX, mend = c.nan_code == 1 << (c.bits - 1), failed = 0;
-    simple = !mend && (c.twos ? power : c.m > 0);
+    simple = !mend && c.m > 0 && (c.cols == 16 || c.cols % UNIT == 0);
     s_enc = s_dec = 1.f;
     if (c.scale == E4M3) {
       s_enc = c.tensor_amax == 0.f ? 1.f : least((c.max * 448.f) / c.tensor_amax, 0x1.fffffep127f);
@@ -61,7 +62,12 @@ struct NormRoom {  // of one thread
 
 static float power_of_two(i32 e) { return number((u32)(e + 127) << 23); }  // normal numbers only
 
-static float mx_rms(const Norm& n, const u32* amax, i64 K) {
+typedef i64 I64s __attribute__((vector_size(8 * LANES)));
+template <bool SQUARE> static INLINE I64s parts_of(F32s m, float first, float second) {
+  F32s v = m * first * second;
+  return __builtin_convertvector((SQUARE ? v * v : v) * 0x1p36f, I64s);  // towards zero
+}
+template <bool SQUARE> static float mx_rms(const Norm& n, const u32* amax, i64 K) {
   u32 top = 0;
   for (i64 k = 0; k < K; k++) top = most(top, amax[k]);
   if (top >= INF) return number(NAN_BITS);
@@ -69,28 +75,15 @@ static float mx_rms(const Norm& n, const u32* amax, i64 K) {
   i32 e = top == 0 ? 0 : (i32)(bits_of(tiny ? (float)(i32)top : number(top)) >> 23) - (tiny ? 276 : 127);
   i32 half = e >> 1;  // 2^-e may be no number; in two steps it is one
   float first = power_of_two(-half), second = power_of_two(half - e);
-  float whole = 0.f, last = 0.f;
-  i64 sum = 0;
-  for (i64 k0 = 0; k0 < K - 1; k0 += 4096) {
-    double s[16] = {0};  // of whole numbers below 2^38: exact
-    i64 end = least<i64>(K - 1, k0 + 4096), k = k0;
-    for (; k + 16 <= end; k += 16)
-      for (int j = 0; j < 16; j++) {
-        float v = number(amax[k + j]) * first * second, t = n.kind == MX1 ? v : v * v;
-        s[j] += __builtin_trunc((double)t * 0x1p36);
-      }
-    for (; k < end; k++) {
-      float v = number(amax[k]) * first * second, t = n.kind == MX1 ? v : v * v;
-      s[0] += __builtin_trunc((double)t * 0x1p36);
-    }
-    for (int j = 0; j < 16; j++) sum += (i64)s[j];
-  }
-  whole = (float)sum;
-  float v = number(amax[K - 1]) * first * second, t = n.kind == MX1 ? v : v * v;
-  last = (float)__builtin_trunc((double)t * 0x1p36);
-  float g = (n.w_full * whole + n.w_last * last) * 0x1p-36f;
-  if (n.kind == MX2) g = __builtin_sqrtf(g);
-  return g * power_of_two(half) * power_of_two(e - half) + n.eps;
+  I64s sums = {};
+  u32 rest[LANES] = {0}, last[LANES] = {amax[K - 1]};
+  i64 k = 0, whole = 0;
+  for (; k + LANES <= K - 1; k += LANES) sums += parts_of<SQUARE>(load<F32s>(amax + k), first, second);
+  memcpy(rest, amax + k, 4 * (K - 1 - k));
+  sums += parts_of<SQUARE>(load<F32s>(rest), first, second);
+  for (int j = 0; j < LANES; j++) whole += sums[j];
+  float g = (n.w_full * (float)whole + n.w_last * (float)parts_of<SQUARE>(load<F32s>(last), first, second)[0]) * 0x1p-36f;
+  return (SQUARE ? __builtin_sqrtf(g) : g) * power_of_two(half) * power_of_two(e - half) + n.eps;
 }
 
 template <class T> static float plain_rms(const Norm& n, const float* sums, const typename T::word* x, i64 size) {
@@ -144,58 +137,71 @@ static void long_values(const NormJob& j, NormRoom& s, const typename T::word* x
   }
 }
 
-// Scales of `count` blocks from amax, those of y; and which of them may go the short way.
-static bool prepare(const NormJob& j, NormRoom& s, const u32* amax, i64 count, float rr) {
-  const u32* top = amax;
-  u32 clamp = bits_of(j.n.clamp);
-  if (!j.n.ride) {
-    for (i64 b = 0; b < count; b++) {
-      u32 u = bits_of(number(amax[b]) * rr) & 0x7fffffffu;
-      s.top[b] = u > clamp && u <= INF ? clamp : u;
-    }
-    top = s.top;
-  }
-  bool special = scale_blocks(j.c, j.s_enc, j.s_dec, top, count, s.r, s.d, s.stored), all = j.simple && !special;
-  if (!all) {
-    memset(s.ok, 0, count);
-    for (i64 b = 0; j.simple && b < count; b++) s.ok[b] = top[b] < INF;
-  } else {
-    memset(s.ok, 1, count);
-  }
-  if (j.n.ride) {
-    for (i64 b = 0; b < count; b++) s.f[b] = s.r[b];
-    return all;
-  }
-  u32 bad = 0;
+// The long way or the short one, block by block: for rows that hold a block which must go the long way.
+static void sort_out(const NormJob& j, NormRoom& s, const u32* top, i64 count, u32 clamp) {
   for (i64 b = 0; b < count; b++) {
-    u32 clamped = clamp < INF && top[b] >= clamp, out;
-    if (j.n.fake) {
-      i32 field = (i32)(bits_of(s.d[b]) >> 23);
-      out = field < j.g.low || field > j.g.high;
-    } else if (j.power) {
-      s.f[b] = rr * s.r[b];  // exact if it is normal; y below 2^-126 counts for nothing beside a top of 2^-60
-      out = bits_of(s.f[b]) - 0x00800000u >= 0x7f000000u || top[b] < 67u << 23;
-    } else {
-      s.f[b] = s.r[b], out = 0;
-    }
-    out |= clamped;
-    s.ok[b] &= !out, bad |= out;
+    bool ok = j.simple && top[b] < INF && (j.n.ride || top[b] < clamp);
+    i32 field = (i32)(bits_of(s.d[b]) >> 23);
+    if (j.n.fake && j.power) ok = ok && field >= j.g.low && field <= j.g.high;
+    else if (j.power && !j.n.ride) ok = ok && bits_of(s.f[b]) - 0x00800000u < 0x7f000000u && top[b] >= LEAST;
+    s.ok[b] = ok;
   }
-  return all && !bad;
+}
+
+// The same as `prepare` for what most rows are: codes with E8M0 scales, all blocks in range. False where one is not.
+static bool prepare_plain(const NormJob& j, NormRoom& s, const u32* FAST amax, i64 count, float rr, u8* FAST scales) {
+  u32 clamp = bits_of(j.n.clamp), bad = 0;
+  i32 add = j.c.rule == EVEN ? 1 << (22 - j.c.m) : 0, emax = j.c.emax;
+  i32 above = j.c.rule == CEIL ? 0 : j.c.rule == RCEIL ? (i32)(bits_of(j.c.max) & 0x7fffff) : 0x7fffff;
+  float *FAST f = s.f, *FAST r = s.r;
+  for (i64 b = 0; b < count; b++) {
+    u32 u = bits_of(number(amax[b]) * rr);
+    i32 code = (((i32)u + add) >> 23) - emax + ((i32)(u & 0x7fffff) > above ? 1 : 0);
+    float shrink = number((u32)(254 - code) << 23), by = rr * shrink;
+    bad |= (u >= clamp) | (u < LEAST) | ((u32)code - 1u >= 253u) | (bits_of(by) - 0x00800000u >= 0x7f000000u);
+    f[b] = by, r[b] = shrink, scales[b] = (u8)code;
+  }
+  return !bad;
+}
+
+// Scales and factors of `count` blocks from amax; true when all of them may go the short way.
+static bool prepare(const NormJob& j, NormRoom& s, const u32* FAST amax, i64 count, float rr) {
+  u32 *FAST top = s.top, clamp = bits_of(j.n.clamp), out = !j.simple;
+  float *FAST f = s.f, *FAST r = s.r;
+  bool ride = j.n.ride, power = j.power && !ride;
+  for (i64 b = 0; b < count; b++) {
+    u32 u = bits_of(number(amax[b]) * rr) & 0x7fffffffu;
+    top[b] = ride ? amax[b] : u > clamp && u <= INF ? clamp : u;
+  }
+  out |= scale_blocks(j.c, j.s_enc, j.s_dec, top, count, r, s.d, s.stored);
+  for (i64 b = 0; b < count; b++) {  // x rr r in one product: exact unless it leaves the normal numbers; and what y
+    f[b] = power ? rr * r[b] : r[b];   // loses below 2^-126 does not count beside a top of 2^-60
+    out |= power && !j.n.fake && ((bits_of(f[b]) - 0x00800000u >= 0x7f000000u) | (top[b] < LEAST));
+    out |= !ride && top[b] >= clamp;
+  }
+  if (j.n.fake && j.power)
+    for (i64 b = 0; b < count; b++) {
+      i32 field = (i32)(bits_of(s.d[b]) >> 23);
+      out |= (field < j.g.low) | (field > j.g.high);
+    }
+  if (out) sort_out(j, s, top, count, clamp);
+  return !out;
 }
 
 template <class T, int N>
 static void short_codes(const NormJob& j, const typename T::word* x, u8* out, i64 blocks, float rr, const float* f,
                         const typename T::word* next) {
-  if (j.c.twos) norm_codes_twos<T, N>(j.g, x, out, blocks, j.c.cols, f, next);
-  else if (j.power || j.n.ride) norm_codes<T, N, false>(j.fast, x, out, blocks, j.c.cols, rr, f, next);
-  else norm_codes<T, N, true>(j.fast, x, out, blocks, j.c.cols, rr, f, next);
+  bool twice = !j.power && !j.n.ride;
+  auto run = j.c.twos ? (twice ? norm_codes<T, N, true, true> : norm_codes<T, N, true, false>)
+                      : (twice ? norm_codes<T, N, false, true> : norm_codes<T, N, false, false>);
+  run(j.fast, x, out, blocks, j.c.cols, rr, f, next);
 }
 template <class T, class U, int N>
 static void short_values(const NormJob& j, const typename T::word* x, typename U::word* out, i64 blocks, float rr,
-                         const float* d, const typename T::word* next) {
-  if (j.n.ride) norm_values<T, U, N, false>(j.g, x, out, blocks, j.c.cols, rr, d, next);
-  else norm_values<T, U, N, true>(j.g, x, out, blocks, j.c.cols, rr, d, next);
+                         const float* r, const float* d, const typename T::word* next) {
+  auto run = j.power ? (j.n.ride ? norm_values<T, U, N, true, false> : norm_values<T, U, N, true, true>)
+                     : (j.n.ride ? norm_values<T, U, N, false, false> : norm_values<T, U, N, false, true>);
+  run(j.fast, x, out, blocks, j.c.cols, rr, r, d, next);
 }
 
 // Blocks [b0, b0 + count) of a row; amax: theirs. `next` - x: how far ahead memory is fetched.
@@ -203,28 +209,36 @@ template <class T, class U>
 static void cast_part(const NormJob& j, NormRoom& s, const typename T::word* x, void* out, void* scales, i64 b0, i64 count,
                       float rr, const typename T::word* next) {
   const Cast& c = j.c;
-  bool all = prepare(j, s, s.amax + b0, count, rr);
-  if (c.scales && c.scale == FP32) memcpy((u32*)scales + b0, s.stored, 4 * count);
-  else if (c.scales)
+  bool plain = c.scale == E8M0 && j.simple && !j.n.fake && !j.n.ride;
+  plain = plain && prepare_plain(j, s, s.amax + b0, count, rr, (u8*)scales + b0);
+  bool all = plain || prepare(j, s, s.amax + b0, count, rr);
+  if (plain) {
+  } else if (c.scales && c.scale == FP32) {
+    memcpy((u32*)scales + b0, s.stored, 4 * count);
+  } else if (c.scales) {
     for (i64 b = 0; b < count; b++) ((u8*)scales)[b0 + b] = (u8)s.stored[b];
-  i64 full = most<i64>(0, least(count, c.n / c.cols - b0));
-  for (i64 b = 0, run; b < count; b += run) {
+  }
+  i64 full = most<i64>(0, least(count, c.n / c.cols - b0)), run;
+  bool halves = c.cols == 16;
+  for (i64 b = 0; b < count; b += run) {
     i64 at = (b0 + b) * c.cols, n = least(c.n - at, c.cols);
-    bool ok = b < full && s.ok[b];
-    run = 1;
-    if (ok && all) run = full - b;
-    else
-      while (ok && b + run < full && s.ok[b + run]) run++;
+    run = all && b < full ? full - b : 0;
+    if (!all)
+      while (b + run < full && s.ok[b + run]) run++;
+    run -= halves & run;  // an even number
+    bool wide = run > 0;
+    run = most<i64>(run, 1);
     if (j.n.fake) {
       typename U::word* y = (typename U::word*)out + at;
-      if (!ok || !j.power) long_values<T, U>(j, s, x + at, y, n, rr, s.r[b], s.d[b]), run = 1;
-      else if (c.cols == 32) short_values<T, U, 32>(j, x + at, y, run, rr, s.d + b, next + at);
-      else short_values<T, U, 0>(j, x + at, y, run, rr, s.d + b, next + at);
+      if (!wide) long_values<T, U>(j, s, x + at, y, n, rr, s.r[b], s.d[b]);
+      else if (c.cols == 32) short_values<T, U, 32>(j, x + at, y, run, rr, s.r + b, s.d + b, next + at);
+      else if (halves) short_values<T, U, 16>(j, x + at, y, run, rr, s.r + b, s.d + b, next + at);
+      else short_values<T, U, 0>(j, x + at, y, run, rr, s.r + b, s.d + b, next + at);
     } else {
       u8* y = (u8*)out + at;
-      if (!ok) long_codes<T>(j, s, x + at, y, n, rr, s.r[b]);
+      if (!wide) long_codes<T>(j, s, x + at, y, n, rr, s.r[b]);
       else if (c.cols == 32) short_codes<T, 32>(j, x + at, y, run, rr, s.f + b, next + at);
-      else if (c.cols == 16) short_codes<T, 16>(j, x + at, y, run, rr, s.f + b, next + at);
+      else if (halves) short_codes<T, 16>(j, x + at, y, run, rr, s.f + b, next + at);
       else short_codes<T, 0>(j, x + at, y, run, rr, s.f + b, next + at);
     }
   }
@@ -237,23 +251,24 @@ template <class T, class U> static void norm_row(const NormJob& j, NormRoom& s, 
   const word* other = j.n.residual ? (const word*)j.n.residual + row * c.n : 0;
   word* h = j.n.residual ? (word*)j.n.summed + row * c.n : 0;
   const word* in = h ? h : x;
-  const word* next = more && !h ? in + c.n : in;
+  const word* next = more ? x + c.n : x;
   u8* out = (u8*)c.out + row * (j.n.fake ? c.n * (i64)sizeof(typename U::word) : j.row_bytes);
   u8* to = j.n.fake || c.bits == 8 ? out : s.codes;
   void* scales = c.scale == FP32 ? (void*)((float*)c.scales + row * j.K) : (void*)((u8*)c.scales + row * j.K);
   float sums[SUMS] = {0};
-  memset(s.amax, 0, 4 * j.K);
   for (i64 b0 = 0; b0 < j.K; b0 += j.span) {
     i64 count = least(j.span, j.K - b0), b = 0, at = b0 * c.cols, n = least(c.n - at, count * c.cols);
     i64 full = most<i64>(0, least(count, c.n / c.cols - b0));
     if (h) add_line<T>(x + at, other + at, h + at, n);
     if (j.n.kind == RMS) square_line<T>(in + at, n, sums);
-    if (c.cols == 32) amax_blocks<T, 32>(in + at, b = full, s.amax + b0);
-    else if (c.cols == 16) amax_blocks<T, 16>(in + at, b = full, s.amax + b0);
+    if (c.cols == 32) tops<T, 32>(in + at, b = full, s.amax + b0);
+    else if (c.cols == 16) tops<T, 16>(in + at, b = full, s.amax + b0);
     for (; b < count; b++) s.amax[b0 + b] = amax_line<T>(in + at + b * c.cols, least(n - b * c.cols, c.cols));
-    if (j.n.ride) cast_part<T, U>(j, s, in, to, scales, b0, count, 1.f, in);
+    if (j.n.ride) cast_part<T, U>(j, s, in, to, scales, b0, count, 1.f, more ? x + j.span * c.cols : x);
   }
-  float r = j.n.kind == RMS ? plain_rms<T>(j.n, sums, in, c.n) : mx_rms(j.n, s.amax, j.K);
+  float r = j.n.kind == RMS   ? plain_rms<T>(j.n, sums, in, c.n)
+            : j.n.kind == MX1 ? mx_rms<false>(j.n, s.amax, j.K)
+                              : mx_rms<true>(j.n, s.amax, j.K);
   bool bad = (bits_of(r) & 0x7fffffffu) >= INF;
   j.n.rms[row] = bad ? number(NAN_BITS) : r;
   if (!j.n.ride) {
