@@ -191,7 +191,8 @@ class Estimator:
         wide = x if x.dtype == torch.float64 else x.float()
         short = -self.dim % self.block
         blocks = pad(wide.abs(), (0, short)) if short else wide.abs()
-        most = blocks.view(*x.shape[:-1], -1, self.block).amax(-1)  # amax hands NaN on
+        count = -(-self.dim // self.block)
+        most = blocks.view(*x.shape[:-1], count, self.block).amax(-1)  # amax hands NaN on
         top = most.amax(-1, keepdim=True)
         exponent = torch.frexp(top)[1] - 1
         finite, zero = top.isfinite(), top == 0
