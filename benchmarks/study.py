@@ -64,8 +64,10 @@ def _run(cell: Cell) -> dict[str, Any]:
     return {"key": key(cell), **cell, **row, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def run_cells(name: str, cells: Sequence[Cell], workers: int = 1) -> None:
-    """Run what is missing, in the order given; append each row as it comes."""
+def run_cells(
+    name: str, cells: Sequence[Cell], workers: int = 1, run: Callable[[Cell], dict[str, Any]] | None = None
+) -> None:
+    """Run what is missing, in the order given; append each row as it comes. `run` trains a cell, by default its config."""
     done = read(name)
     todo = [cell for cell in cells if key(cell) not in done]
     print(f"{name}: {len(cells)} cells, {len(cells) - len(todo)} done, {len(todo)} to run", flush=True)
@@ -77,7 +79,7 @@ def run_cells(name: str, cells: Sequence[Cell], workers: int = 1) -> None:
     DATA.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     with mp.get_context("spawn").Pool(workers) as pool, (DATA / f"{name}.jsonl").open("a") as log:
-        for count, row in enumerate(pool.imap_unordered(_run, todo), 1):
+        for count, row in enumerate(pool.imap_unordered(run or _run, todo), 1):
             log.write(json.dumps(row) + "\n")
             log.flush()
             left = (time.perf_counter() - begun) / count * (len(todo) - count)
@@ -121,11 +123,12 @@ def finite(value: float) -> str:
 
 
 def main(
-    name: str, description: str, cells: Sequence[Cell], judge: Callable[[dict[str, dict[str, Any]]], None]
-) -> None:
+    name: str, description: str, cells: Sequence[Cell], judge: Callable[[dict[str, dict[str, Any]]], None],
+    run: Callable[[Cell], dict[str, Any]] | None = None,
+) -> None:  # fmt: skip
     """Run what is missing, then judge what is there."""
     args = arguments(description)
     if not args.verdict:
-        run_cells(name, cells, args.workers)
+        run_cells(name, cells, args.workers, run)
     wanted = {key(cell) for cell in cells}
     judge({k: row for k, row in read(name).items() if k in wanted})
