@@ -29,7 +29,9 @@ def transfer(
     source: Annotated[Path, typer.Argument(help="Sweep folder.", metavar="SWEEP")],
     width: Annotated[int | None, typer.Option("--width", min=1, help="Target width.")] = None,
     depth: Annotated[int | None, typer.Option("--depth", min=1, help="Target depth.")] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="Low-precision recipe of the target: fp8, mxfp8, nvfp4, ...")] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Low-precision recipe of the target: fp8, mxfp8, nvfp4, ...")
+    ] = None,
     set_: Sets = None,
     train: Annotated[bool, typer.Option("--train", help="Train the target too.")] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder of the target.")] = Path("runs/target"),
