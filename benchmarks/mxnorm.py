@@ -1,6 +1,7 @@
-"""Does training with MXNorm end where RMSNorm does, under MXFP8?
+"""MXNorm's estimate of the RMS, and whether training with it ends where RMSNorm does, under MXFP8.
 
 Pre-registered (before any row of this study was run):
+  E   Gaussian rows: mean of estimate / RMS within 0.2 % of 1 for K >= 32, standard deviation 0.154 / sqrt(K) within 12 %.
   N1  p = 2, recipe mxfp8: mean final validation loss minus RMSNorm's under the same recipe lies within the spread of
       seeds (the standard deviation of RMSNorm's losses over seeds), at D = 1024 (K = 32 blocks a row). The paper itself
       is 0.025 worse at 125M parameters and better at 8B.
@@ -20,8 +21,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
 from study import Cell, finite, main, publish, verdict
+
+from isoscale.nn import mxnorm_bound
+from isoscale.nn.mxnorm import estimator_for, norm_format
 
 SIZES: dict[int, dict[str, Any]] = {
     1024: {"model.width": 1024, "model.depth": 2, "model.head_size": 64, "train.steps": 100, "train.batch": 4},
@@ -49,21 +54,61 @@ def cell(width: int, arm: str, seed: int) -> Cell:
 
 
 def cells() -> list[Cell]:
-    """The pairs of N1 and N2 first; D = 256 has all arms."""
-    first = ("rmsnorm", "mxnorm p=2", "mxnorm p=1", "mxnorm, rounded")
-    rest = [arm for arm in ARMS if arm not in first]
-    wide = [cell(1024, arm, seed) for seed in SEEDS for arm in first]
-    return [*(cell(256, arm, seed) for seed in SEEDS for arm in first), *wide,
-            *(cell(256, arm, seed) for seed in SEEDS for arm in rest)]  # fmt: skip
+    """The pairs of N1, N2 and N3 first; the arms without a prediction have one seed at D = 1024."""
+    pair = ("rmsnorm", "mxnorm p=2")
+    first = [cell(width, arm, seed) for seed in SEEDS for width in (256, 1024) for arm in pair]
+    control = [cell(256, "rmsnorm mxfp4-bare", seed) for seed in SEEDS]
+    wide = [cell(1024, arm, 0) for arm in ("mxnorm p=1", "mxnorm, rounded")]
+    known = {str(one["label"]) for one in (*first, *control, *wide)}
+    rest = [cell(256, arm, seed) for seed in SEEDS for arm in ARMS]
+    return [*first, *control, *wide, *(one for one in rest if str(one["label"]) not in known)]
+
+
+def draws(name: str, dim: int) -> torch.Tensor:
+    """2000 rows of one distribution."""
+    torch.manual_seed(0)
+    shape = (2000, dim)
+    if name == "Laplace":
+        return torch.distributions.Laplace(0.0, 1.0).sample(shape)
+    if name == "Student t, 4 d.o.f.":
+        return torch.distributions.StudentT(4.0).sample(shape)
+    x = torch.randn(shape)
+    if name == "Gaussian + one of 50 sigma":
+        x[:, 5] = 50.0
+    return x
+
+
+def estimator() -> list[str]:
+    """The estimate against the true RMS, and its verdict."""
+    fmt = norm_format("mxfp8_e4m3")
+    text = ["| rows of | D | K | p = 1, estimate / RMS | p = 2 | p = 1 from rounded scales |", "|---|---|---|---|---|---|"]
+    holds = True
+    cases = [("Gaussian", dim) for dim in (128, 256, 1024, 4096)]
+    cases += [(name, 4096) for name in ("Laplace", "Student t, 4 d.o.f.", "Gaussian + one of 50 sigma")]
+    for name, dim in cases:
+        x = draws(name, dim)
+        true, found = x.double().square().mean(-1, keepdim=True).sqrt(), []
+        for p, kind in ((1, "raw"), (2, "raw"), (1, "rounded")):
+            ratio = estimator_for(dim, fmt, p, 0.0, estimate=kind).rms(x).double() / true
+            mean, sd = float(ratio.mean()), float(ratio.std())
+            found.append(f"{mean:.4f} ± {sd:.4f}")
+            if name == "Gaussian" and kind == "raw":
+                close = dim < 1024 or abs(mean - 1) < 2e-3
+                holds = holds and close and (dim < 1024 or abs(sd / (0.154 / (dim / 32) ** 0.5) - 1) < 0.12)
+        text.append(f"| {name} | {dim} | {dim // 32} | " + " | ".join(found) + " |")
+    bounds = ", ".join(f"p = {p}: {mxnorm_bound(p, 32, 4096):.1f}" for p in (2, 1))
+    return [*text, "", f"Bound of the output at D = 4096, B = 32: {bounds}; RMSNorm: 64.0. Reached by a row with one "
+            "element, never passed (tests).", "", f"- E: **{verdict(holds)}**"]  # fmt: skip
 
 
 def judge(rows: dict[str, dict[str, Any]]) -> None:
-    """Table and verdicts into docs/results/mxnorm_training.md."""
+    """Tables and verdicts into docs/results/mxnorm.md."""
     losses: dict[tuple[int, str], dict[int, float]] = {}
     for row in rows.values():
         label = row["label"]
         losses.setdefault((label["width"], label["arm"]), {})[label["seed"]] = float(row["val_loss"])
-    text = ["# Training with MXNorm", "", "Command, setting and pre-registration: `benchmarks/mxnorm.py`. Losses in "
+    text = ["# MXNorm", "", "Speed: [mxnorm_speed.md](mxnorm_speed.md).", "", "## The estimate", "", *estimator(), "",
+            "## Training", "", "Command, setting and pre-registration: `benchmarks/mxnorm.py`. Losses in "
             "nats/byte; the difference is paired by seed, with a 95 % interval of its mean (t, so few seeds make it wide).",
             "", "| D | K | arm | seeds | loss by seed | minus RMSNorm under mxfp8 |", "|---|---|---|---|---|---|"]
     said: list[str] = []
@@ -87,7 +132,7 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
             holds = (mean > spread if claim == "N3" else abs(mean) <= spread) if enough else None
             said.append(f"- {claim}, D = {width}: {arm} minus RMSNorm {mean:+.4f} over {len(pairs)} seeds, spread of "
                         f"RMSNorm's losses over seeds {spread:.4f}: **{verdict(holds)}**")  # fmt: skip
-    publish("mxnorm_training", "\n".join([*text, "", "## Verdicts", "", *said]) + "\n")
+    publish("mxnorm", "\n".join([*text, "", "## Verdicts of the training", "", *said]) + "\n")
 
 
 if __name__ == "__main__":
