@@ -367,6 +367,17 @@ def test_transposed_weights_and_batches() -> None:
         assert batched.shape == (2, 50, 36)
 
 
+@pytest.mark.parametrize("formats", [NVFP4, MXFP4])
+def test_no_rows_and_no_memory(formats: LayerFormats) -> None:
+    """An empty batch has zero gradients; the meta device has shapes."""
+    layer = Linear(40, 36, formats=formats)
+    layer(torch.randn(0, 40, requires_grad=True)).sum().backward()
+    assert layer.weight.grad.abs().sum() == 0
+    there = Linear(40, 36, formats=formats, device="meta")
+    there(torch.empty(8, 40, device="meta", requires_grad=True)).sum().backward()
+    assert there.weight.grad.shape == (36, 40)
+
+
 def test_copies() -> None:
     x, _, g = draws()
     layer = Linear(40, 36, formats=MXFP4)

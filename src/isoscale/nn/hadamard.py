@@ -43,6 +43,7 @@ def rotate(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
     missing = -x.shape[axis] % size
     if missing:
         x = pad(x, (0, missing) if axis == -1 else (0, 0, 0, missing))
+    blocks = x.shape[axis] // size  # said, not -1: a tensor may be empty
     if axis == -1:
-        return torch.matmul(x.reshape(*x.shape[:-1], -1, size), matrix).flatten(-2)
-    return torch.matmul(matrix.t(), x.reshape(*x.shape[:-2], -1, size, x.shape[-1])).flatten(-3, -2)
+        return torch.matmul(x.reshape(*x.shape[:-1], blocks, size), matrix).flatten(-2)
+    return torch.matmul(matrix.t(), x.reshape(*x.shape[:-2], blocks, size, x.shape[-1])).flatten(-3, -2)
