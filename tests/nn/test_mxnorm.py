@@ -352,6 +352,8 @@ def test_an_empty_batch() -> None:
         (lambda: MXNorm(64, format="mxfp9"), "no such format"),
         (lambda: MXNorm(64, format="nvfp4", estimate="rounded"), "power-of-two"),
         (lambda: MXNorm(65, estimate="rounded"), "whole blocks"),
+        (lambda: MXNorm(64, statistic_block=12), "must divide"),
+        (lambda: MXNorm(64, estimate="rounded", statistic_block=8), "one number for each scale"),
         (lambda: MXNorm(64)(torch.zeros(2, 64, dtype=torch.long)), "floating-point"),
         (lambda: MXNorm(64)(torch.zeros(2, 32)), "another size"),
         (lambda: MXNorm(64)([1.0]), "floating-point"),
@@ -380,3 +382,19 @@ def test_the_output_is_near_that_of_rmsnorm_and_a_cast() -> None:
     plain = fake_cast(torch.nn.functional.rms_norm(x, [4096]), by_name("mxfp8_e4m3"))
     got = MXNorm(4096)(x)
     assert 0.02 < float((got - plain).norm() / plain.norm()) < 0.04  # 3.1 % is the size of the cast's own error
+
+
+def test_finer_statistic_blocks_scatter_less() -> None:
+    x = torch.randn(4000, 256, generator=torch.Generator().manual_seed(0))
+    true = x.square().mean(-1, keepdim=True).sqrt()
+    spread = {}
+    for block in (32, 16, 8, 4, 1):
+        norm = MXNorm(256, eps=0.0, statistic_block=block)
+        ratio = norm.estimator.rms(x) / true
+        assert abs(float(ratio.mean()) - 1) < 3e-3
+        spread[block] = float(ratio.std())
+        assert torch.equal(norm(x), fake_cast(x * (1 / norm.estimator.rms(x)), "mxfp8_e4m3"))
+    assert list(spread.values()) == sorted(spread.values(), reverse=True)
+    assert spread[8] < 0.56 * spread[32]
+    assert spread[1] < 1e-6, "blocks of one element are RMSNorm"
+    assert MXNorm(4096, statistic_block=8).estimator.bound < 64, "still below RMSNorm's bound, sqrt(D)"

@@ -226,10 +226,10 @@ def test_the_rounded_table_repeats_with_every_octave() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(dict(dim=64, block=32, p=3), "p = 1"), (dict(dim=0, block=32), "feature"), (dict(dim=64, block=0), "element"),
-     (dict(dim=64, block=32, eps=-1.0), "eps"), (dict(dim=64, block=32, eps=math.nan), "eps"),
-     (dict(dim=64, block=32, clamp=0.0), "clamp"), (dict(dim=64, block=32, estimate="rouded"), "rounded"),
-     (dict(dim=65, block=32, estimate="rounded"), "whole blocks")],
+    [({"dim": 64, "block": 32, "p": 3}, "p = 1"), ({"dim": 0, "block": 32}, "feature"), ({"dim": 64, "block": 0}, "element"),
+     ({"dim": 64, "block": 32, "eps": -1.0}, "eps"), ({"dim": 64, "block": 32, "eps": math.nan}, "eps"),
+     ({"dim": 64, "block": 32, "clamp": 0.0}, "clamp"), ({"dim": 64, "block": 32, "estimate": "rouded"}, "rounded"),
+     ({"dim": 65, "block": 32, "estimate": "rounded"}, "whole blocks")],
 )  # fmt: skip
 def test_bad_settings_are_refused(arguments: dict[str, object], word: str) -> None:
     with pytest.raises(ConfigError, match=word):

@@ -233,13 +233,14 @@ def test_blocks_kept_in_bf16_keep_their_norms() -> None:
     assert model(IDS, IDS).isfinite()
 
 
-@pytest.mark.parametrize("norm", ["mxnorm", "mxnorm-p1", "mxnorm-ride", "mxnorm-rounded"])
+@pytest.mark.parametrize("norm", ["mxnorm", "mxnorm-fine", "mxnorm-p1", "mxnorm-ride", "mxnorm-rounded"])
 def test_every_norm_by_name(norm: str) -> None:
     model = decoder(width=128)
     convert(model, "mxfp8", norm=norm)
     layer = model.blocks[0].attn.qkv  # type: ignore[union-attr]
     assert isinstance(layer, MXNormLinear)
-    assert layer.estimator.p == (2 if norm in ("mxnorm", "mxnorm-ride") else 1)
+    assert layer.estimator.p == (1 if norm in ("mxnorm-p1", "mxnorm-rounded") else 2)
+    assert layer.estimator.block == (8 if norm == "mxnorm-fine" else 32)
     assert layer.ride == (norm == "mxnorm-ride")
     assert layer.estimator.estimate == ("rounded" if norm == "mxnorm-rounded" else "raw")
     assert model(IDS, IDS).item() == pytest.approx(decoder(width=128)(IDS, IDS).item(), abs=0.2)

@@ -205,7 +205,7 @@ class NumericsSection(Section):
     )
     keep_last: Share | None = Field(None, description="the same at the back")
     finish: Share | None = Field(None, description="share of the steps, at the end, in BF16; none: the recipe's")
-    norm: Literal["none", "mxnorm", "mxnorm-p1", "mxnorm-ride", "mxnorm-rounded"] = Field(
+    norm: Literal["none", "mxnorm", "mxnorm-fine", "mxnorm-p1", "mxnorm-ride", "mxnorm-rounded"] = Field(
         "none", description="mxnorm: block norms from the block maxima of the cast behind them (block-scaled recipes)"
     )
     backend: Literal["auto", "emulated", "scaled_mm"] = "auto"

@@ -60,11 +60,23 @@ def norm_format(fmt: Format | str) -> BlockFormat:
 
 
 def estimator_for(
-    dim: int, fmt: BlockFormat, p: int = 2, eps: float = 1e-5, clamp: float | None = None, estimate: str = "raw"
-) -> Estimator:
-    """The estimator of rows of `dim` elements that are cast to `fmt`. Arguments as `Estimator`."""
+    dim: int, fmt: BlockFormat, p: int = 2, eps: float = 1e-5, clamp: float | None = None, estimate: str = "raw",
+    statistic_block: int | None = None,
+) -> Estimator:  # fmt: skip
+    """The estimator of rows of `dim` elements that are cast to `fmt`. Arguments as `Estimator` and `MXNorm`.
+
+    Raises:
+        ConfigError: as `Estimator`; statistic blocks that do not divide the format's.
+    """
+    block = fmt.block[1] if statistic_block is None else statistic_block
+    if isinstance(block, bool) or not isinstance(block, int) or block < 1 or fmt.block[1] % block:
+        message = f"statistic blocks must divide the format's, which have {fmt.block[1]} elements"
+        raise ConfigError(message, key="statistic_block", value=statistic_block, hint="8")
+    if estimate == "rounded" and block != fmt.block[1]:
+        message = "an estimate from rounded scales has one number for each scale"
+        raise ConfigError(message, key="statistic_block", value=statistic_block, hint="statistic_block=None")
     cut = rounding_cut(fmt) if estimate == "rounded" else 1.0
-    return Estimator(dim, fmt.block[1], p, eps, clamp, estimate, cut)
+    return Estimator(dim, block, p, eps, clamp, estimate, cut)
 
 
 def tensor_amax(fmt: BlockFormat, estimator: Estimator) -> float | None:
@@ -106,7 +118,8 @@ def _specs(fmt: BlockFormat, estimator: Estimator, ride: bool) -> tuple[CastSpec
 
 def _kernel(x: Tensor, fmt: BlockFormat, estimator: Estimator, ride: bool) -> Any:
     """The module whose kernels reach, or None."""
-    plain = not torch.compiler.is_compiling() and is_plain(x) and x.numel() > 0 and estimator.estimate == "raw"
+    own = estimator.estimate == "raw" and estimator.block == fmt.block[1]
+    plain = own and not torch.compiler.is_compiling() and is_plain(x) and x.numel() > 0
     if not plain or x.dtype == torch.float64 or (ride and fmt.scale == "e4m3"):
         return None
     found = {"cpp": cpu_norm}.get(kernel_for(x.device.type))
@@ -184,6 +197,9 @@ class MXNorm(nn.Module):
         eps: added to the estimate; the eps of an RMSNorm stands under the root, so this one is like its square root.
         clamp: bound on |x / r| before the cast, or None.
         estimate: `raw`, the published method, or `rounded`, from rounded scales: UNSTABLE, for comparison only.
+        statistic_block: elements of the blocks whose maxima are averaged; by default the format's. A divisor, such as
+            8, is ours: maxima that the search for the block's maximum passes anyway, four times as many of them, half
+            the scatter. For rows of few blocks: see docs/results/mxnorm.md. The row kernels do not know it yet.
 
     Raises:
         ConfigError: another p; a format without blocks along the row; a size, eps or clamp out of range.
@@ -191,11 +207,11 @@ class MXNorm(nn.Module):
 
     def __init__(
         self, dim: int, p: int = 2, format: Format | str = "mxfp8_e4m3", eps: float = 1e-5, *,
-        clamp: float | None = None, estimate: str = "raw",
+        clamp: float | None = None, estimate: str = "raw", statistic_block: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.format = norm_format(format)
-        self.estimator = estimator_for(dim, self.format, p, eps, clamp, estimate)
+        self.estimator = estimator_for(dim, self.format, p, eps, clamp, estimate, statistic_block)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] to the values of the encoded tensor, in the dtype of x; differentiable."""
@@ -216,6 +232,7 @@ class MXNorm(nn.Module):
     def extra_repr(self) -> str:
         e = self.estimator
         more = f", clamp={e.clamp}" if e.clamp is not None else ""
+        more += f", statistic_block={e.block}" if e.block != self.format.block[1] else ""
         return f"{e.dim}, p={e.p}, {self.format}, eps={e.eps}{more}, estimate={e.estimate!r}"
 
 

@@ -153,6 +153,7 @@ class MXNormLinear(CastLinear):
         gain: whether there is one.
         clamp: bound on |x / r|, or None.
         estimate: `raw` or `rounded` (UNSTABLE, for comparison).
+        statistic_block: see `MXNorm`.
         ride: cast x as it is and let 1 / r multiply the product's rows.
         scaling: `plain`, or `unit` for u-muP's factors.
         backend: `emulated` or `scaled_mm`.
@@ -171,14 +172,15 @@ class MXNormLinear(CastLinear):
     def __init__(
         self, in_features: int, out_features: int, bias: bool = False, *, p: int = 2,
         formats: LayerFormats | Format | str = "mxfp8_e4m3", eps: float = 1e-5, gain: bool = True,
-        clamp: float | None = None, estimate: str = "raw", ride: bool = False, scaling: Scaling = "plain",
-        backend: str = "emulated", device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        clamp: float | None = None, estimate: str = "raw", statistic_block: int | None = None, ride: bool = False,
+        scaling: Scaling = "plain", backend: str = "emulated", device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         if not isinstance(formats, LayerFormats):
             formats = everywhere(formats if isinstance(formats, str) else str(formats))
         inner = Linear(in_features, out_features, bias, scaling=scaling, device=device, dtype=dtype)
         super().__init__(inner, formats, backend)
-        self._join(None, in_features, p, eps, clamp, estimate, ride)
+        self._join(None, in_features, p, eps, clamp, estimate, statistic_block, ride)
         if gain:
             self.gain = nn.Parameter(torch.ones(in_features, device=device, dtype=dtype))
         self._roles = dict(roles_of(weight="hidden", bias="bias", gain="gain"))
@@ -186,7 +188,7 @@ class MXNormLinear(CastLinear):
     @classmethod
     def of(
         cls, norm: MXNormGain, linear: nn.Module, formats: LayerFormats, backend: str, *, p: int = 2,
-        clamp: float | None = None, estimate: str = "raw", ride: bool = False,
+        clamp: float | None = None, estimate: str = "raw", statistic_block: int | None = None, ride: bool = False,
     ) -> MXNormLinear:  # fmt: skip
         """A linear layer that does the work of the norm before it; Parameters stay where they are.
 
@@ -198,16 +200,18 @@ class MXNormLinear(CastLinear):
             p: see `MXNorm`, like what follows.
             clamp: see there.
             estimate: see there.
+            statistic_block: see there.
             ride: see `MXNormLinear`.
         """
         layer = cls.__new__(cls)
         CastLinear.__init__(layer, linear, formats, backend)
-        layer._join(norm, norm.dim, p, norm.eps, clamp, estimate, ride)
+        layer._join(norm, norm.dim, p, norm.eps, clamp, estimate, statistic_block, ride)
         return layer
 
     def _join(
-        self, norm: MXNormGain | None, dim: int, p: int, eps: float, clamp: float | None, estimate: str, ride: bool
-    ) -> None:
+        self, norm: MXNormGain | None, dim: int, p: int, eps: float, clamp: float | None, estimate: str,
+        statistic_block: int | None, ride: bool,
+    ) -> None:  # fmt: skip
         if ride and clamp is not None:
             message = "a clamp of x / r needs x / r, which this form never makes"
             raise ConfigError(message, key="ride", value=ride, hint="clamp=None")
@@ -216,7 +220,7 @@ class MXNormLinear(CastLinear):
             message = "MXNorm takes its statistic from the row as it is, not as a Hadamard matrix turns it"
             raise ConfigError(message, key="formats.hadamard", value=self.formats.hadamard, hint=hint)
         fmt = norm_format(self.formats.input)
-        self.estimator, self.ride = estimator_for(dim, fmt, p, eps, clamp, estimate), ride
+        self.estimator, self.ride = estimator_for(dim, fmt, p, eps, clamp, estimate, statistic_block), ride
         self._norm = (norm,)  # in a tuple: the model owns it, under the norm's own name
         self.register_parameter("gain", None)
 
@@ -243,6 +247,7 @@ class MXNormLinear(CastLinear):
     def extra_repr(self) -> str:
         e = self.estimator
         more = "".join([f", clamp={e.clamp}" if e.clamp is not None else "", ", ride" if self.ride else ""])
+        more += f", statistic blocks of {e.block}"
         return f"{super().extra_repr()}, p={e.p}, eps={e.eps}, estimate={e.estimate!r}{more}"
 
 

@@ -17,6 +17,7 @@ from isoscale.numerics.pairs import find_pairs
 
 NORMS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "mxnorm": MappingProxyType({"p": 2}),
+    "mxnorm-fine": MappingProxyType({"p": 2, "statistic_block": 8}),
     "mxnorm-p1": MappingProxyType({"p": 1}),
     "mxnorm-ride": MappingProxyType({"p": 2, "ride": True}),
     "mxnorm-rounded": MappingProxyType({"p": 1, "estimate": "rounded"}),
