@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch.nn.functional as torch_f
 from torch import Tensor, nn
@@ -56,6 +56,7 @@ class DecoderConfig:
     `norm="plain"` has no gains. The alphas are u-muP's (arXiv 2407.17465, Table 2) and only initialise attributes.
     """
 
+    causal: ClassVar[bool] = True
     vocab: int = 256
     width: int = 64
     depth: int = 4
@@ -115,7 +116,7 @@ class DecoderConfig:
         return max(1, round(self.ffn_ratio * self.width))
 
 
-class _Pass(NamedTuple):
+class Pass(NamedTuple):
     """What every block of one forward pass needs."""
 
     rope: tuple[Tensor, Tensor]
@@ -123,16 +124,18 @@ class _Pass(NamedTuple):
     probe: Probe | None
 
     def see(self, path: str, port: str, value: Tensor, factor: float = 1.0) -> None:
+        """Tells the probe, if there is one."""
         if self.probe is not None:
             self.probe(path, port, value, factor)
 
 
-def _norm(config: DecoderConfig, size: int, role: str = "gain") -> RMSNorm:
+def make_norm(config: DecoderConfig, size: int, role: str = "gain") -> RMSNorm:
+    """The model's kind of RMSNorm."""
     return RMSNorm(size, config.norm_eps, config.norm == "trainable", role=role, scaling=config.scaling)
 
 
 class Attention(nn.Module):
-    """Causal self-attention, `[batch, length, width]`; `logit_scale` is the full factor on q.k."""
+    """Self-attention, causal in a decoder, `[batch, length, width]`; `logit_scale` is the full factor on q.k."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -142,9 +145,9 @@ class Attention(nn.Module):
         self.qkv = Linear(config.width, (config.heads + 2 * config.groups) * size, scaling=scaling)
         self.out = Linear(config.width, config.width, scaling=scaling)
         if config.qk_norm:
-            self.q_norm, self.k_norm = (_norm(config, size, "finite") for _ in range(2))
+            self.q_norm, self.k_norm = (make_norm(config, size, "finite") for _ in range(2))
 
-    def forward(self, x: Tensor, run: _Pass, path: str) -> tuple[Tensor, float]:
+    def forward(self, x: Tensor, run: Pass, path: str) -> tuple[Tensor, float]:
         """The attention output before `out`, `[batch, length, width]`, and its pending factor."""
         config, unit, (batch, length, _) = self.config, self.config.scaling == "unit", x.shape
         qkv = self.qkv(x, tokens=run.tokens)
@@ -159,8 +162,8 @@ class Attention(nn.Module):
         if run.probe is not None:
             run.probe(path, "logits", causal_scores(q, k), self.logit_scale)
         p = config.dropout if self.training else 0.0
-        out = raw_attention(q, k, v, scale=self.logit_scale, is_causal=True, dropout_p=p)
-        factor = sdpa_factor(q, k, scale=self.logit_scale, is_causal=True, dropout_p=p) if unit else 1.0
+        out = raw_attention(q, k, v, scale=self.logit_scale, is_causal=config.causal, dropout_p=p)
+        factor = sdpa_factor(q, k, scale=self.logit_scale, is_causal=config.causal, dropout_p=p) if unit else 1.0
         out = out.transpose(1, 2).reshape(batch, length, -1)
         run.see(path, "out", out, factor)
         return out, factor
@@ -179,7 +182,7 @@ class MLP(nn.Module):
         self.gate_up = Linear(width, 2 * hidden, constraint=None, grad_fan_out=hidden, scaling=scaling)
         self.down = Linear(hidden, width, constraint=None, scaling=scaling)
 
-    def forward(self, x: Tensor, run: _Pass, path: str) -> tuple[Tensor, float]:
+    def forward(self, x: Tensor, run: Pass, path: str) -> tuple[Tensor, float]:
         """The gated activation before `down`, `[..., hidden]`, and its pending factor."""
         both = self.gate_up(x, tokens=run.tokens)
         run.see(f"{path}.gate_up", "out", both)
@@ -199,18 +202,18 @@ class Block(nn.Module):
         rule = transformer_residual_rule(config.alpha_res, config.alpha_res_attn_ratio)
         taus = [rule(2 * index + step, 2 * config.depth) for step in (0, 1)]
         self.attn_tau, self.mlp_tau = taus if self.unit else (1.0, 1.0)
-        self.attn_norm = _norm(config, config.width)
+        self.attn_norm = make_norm(config, config.width)
         self.attn = Attention(config)
-        self.mlp_norm = _norm(config, config.width)
+        self.mlp_norm = make_norm(config, config.width)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, run: _Pass, path: str) -> Tensor:
+    def forward(self, x: Tensor, run: Pass, path: str) -> Tensor:
         """`[batch, length, width]` to the same."""
         x = self._branch(x, run, path, "attn", self.attn_tau, self.attn_norm, self.attn, "out")
         return self._branch(x, run, path, "mlp", self.mlp_tau, self.mlp_norm, self.mlp, "down")
 
     def _branch(
-        self, x: Tensor, run: _Pass, path: str, name: str, tau: float, norm: RMSNorm | MXNormGain, body: nn.Module,
+        self, x: Tensor, run: Pass, path: str, name: str, tau: float, norm: RMSNorm | MXNormGain, body: nn.Module,
         last: str,
     ) -> Tensor:  # fmt: skip
         """Norm, body, last linear, residual add; the last two in one GEMM unless the branch is looked at or dropped."""
@@ -240,7 +243,7 @@ class Decoder(nn.Module):
         self.loss_mult = config.alpha_loss
         self.embed = Embedding(config.vocab, config.width, scaling=config.scaling)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
-        self.norm = _norm(config, config.width, "final_norm")
+        self.norm = make_norm(config, config.width, "final_norm")
         self.head = LinearReadout(config.width, config.vocab, tied=config.tied, scaling=config.scaling)
 
     def reset_parameters(self) -> None:
@@ -265,7 +268,7 @@ class Decoder(nn.Module):
         Returns:
             Logits `[batch, length, vocab]`, or with targets the loss in mean nats per counted token.
         """
-        run = _Pass(F.rope_tables(ids.shape[1], self.config.head_size, ids.device), tokens, probe)
+        run = Pass(F.rope_tables(ids.shape[1], self.config.head_size, ids.device), tokens, probe)
         x = self.embed(ids, tokens=tokens)
         run.see("embed", "out", x)
         for index, block in enumerate(self.blocks):

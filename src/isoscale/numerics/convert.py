@@ -47,7 +47,8 @@ def convert(
         plan: take each layer's formats from its row (the same recipe put them there; without a plan it gives the same).
         norm: None leaves norms as they are. `mxnorm` makes every RMSNorm and the block-scaled linear layers behind it
             one `MXNormLinear` each (arXiv 2603.13180); pairs are found by running the model once. The final norm and
-            the head stay. `mxnorm-fine`, `mxnorm-p1`, `mxnorm-ride`: see `isoscale.nn.MXNormLinear`; `mxnorm-rounded` is unstable.
+            the head stay. `mxnorm-fine`, `mxnorm-p1`, `mxnorm-ride`: settings of `isoscale.nn.MXNormLinear`;
+            `mxnorm-rounded` is unstable.
         backend: `auto` (hardware for each layer whose formats and sizes it can run, else emulated), `emulated` (any
             format, any size) or `scaled_mm`.
         example: with a norm: input of one forward (a tensor, a tuple or a dict); None to guess.

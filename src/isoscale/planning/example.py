@@ -1,6 +1,6 @@
 """An example input for a model that came without one.
 
-The order of knowledge: what the user gave; what a Hugging Face or timm config says; isoscale's own decoder; the first
+The order of knowledge: what the user gave; what a Hugging Face or timm config says; isoscale's own models; the first
 layer (an embedding wants integers, a convolution an image, a linear layer a vector).
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from isoscale._base.errors import PlanError
-from isoscale.models import Decoder
+from isoscale.models import Decoder, ViT
 from isoscale.planning.names import normalise
 
 _BATCH, _LENGTH, _IMAGE = 2, 8, 32
@@ -174,6 +174,9 @@ def _guess(model: nn.Module, signature: str, device: torch.device) -> Example:
     bare, said = _bare(model), "a guessed example"
     if isinstance(bare, Decoder):
         return Example((_ids(bare.config.vocab, (_BATCH, _LENGTH), device),), {}, signature, said)
+    if isinstance(bare, ViT):
+        shape = (_BATCH, bare.config.channels, bare.config.image, bare.config.image)
+        return Example((_noise(shape, model, device),), {}, signature, said)
     if (named := _hugging_face(bare, device)) is not None:
         return Example((), named, signature, said)
     needs = _required(bare)
