@@ -54,6 +54,23 @@ def test_codes_are_those_of_the_divided_row(name: str, dim: int, dtype: torch.dt
     assert dtype == torch.bfloat16 or not torch.equal(doubled.codes, want.codes) or name.startswith(("mxfp4", "nvfp4"))
 
 
+@pytest.mark.parametrize("name", ["mxfp8_e4m3", "nvfp4", "mxfp6_e2m3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_residual_is_added_in_the_same_pass(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = MXNorm(100, format=name)
+    x, residual = rows(2, 3, 100, dtype=dtype), rows(2, 3, 100, seed=1, dtype=dtype)
+    fast = norm.encode(x, residual)
+    assert torch.equal(fast.summed, x + residual)  # type: ignore[arg-type]
+    monkeypatch.setattr("isoscale.nn.mxnorm.kernel_for", lambda device: "torch")
+    for slow in (norm.encode(x, residual), norm.encode(x + residual)):
+        assert torch.equal(fast.encoded.codes, slow.encoded.codes)
+        assert torch.equal(fast.encoded.scales, slow.encoded.scales)  # type: ignore[arg-type]
+        assert torch.equal(fast.rms, slow.rms)
+        assert torch.equal(fast.normed, slow.normed)  # type: ignore[arg-type]
+        assert fast.encoded.shape == slow.encoded.shape == x.shape
+    assert slow.summed is None
+
+
 def test_inference_keeps_no_high_precision_copy() -> None:
     assert MXNorm(64).eval().encode(rows(2, 64)).normed is None
 

@@ -25,7 +25,7 @@ from isoscale._base.errors import ConfigError
 from isoscale.formats import BlockFormat, BlockTensor, Format, by_name, encode, fake_cast
 from isoscale.formats.dispatch import is_plain, kernel_for
 from isoscale.formats.layout import spec_of, view_of
-from isoscale.kernels import cpu_norm
+from isoscale.kernels import cpu_norm, triton_norm
 from isoscale.kernels.spec import CastSpec, NormSpec
 from isoscale.nn.mxnorm_estimate import Estimator, reciprocal, rounding_cut
 from isoscale.nn.scale import call
@@ -39,11 +39,13 @@ class MXNormed(NamedTuple):
         normed: x / r in the dtype of x, which the weight gradient of the next layer casts along the tokens; None
             unless it was asked for.
         rms: the estimate r, [..., 1].
+        summed: x + residual, if there was one; that is what was normalised.
     """
 
     encoded: BlockTensor
     normed: Tensor | None
     rms: Tensor
+    summed: Tensor | None = None
 
 
 def norm_format(fmt: Format | str) -> BlockFormat:
@@ -122,7 +124,7 @@ def _kernel(x: Tensor, fmt: BlockFormat, estimator: Estimator, ride: bool) -> An
     plain = own and not torch.compiler.is_compiling() and is_plain(x) and x.numel() > 0
     if not plain or x.dtype == torch.float64 or (ride and fmt.scale == "e4m3"):
         return None
-    found = {"cpp": cpu_norm}.get(kernel_for(x.device.type))
+    found = {"cpp": cpu_norm, "triton": triton_norm}.get(kernel_for(x.device.type))
     reaches = found is not None and found.covers(_specs(fmt, estimator, ride)[0], estimator.dim)
     return found if reaches and x.shape[-1] == estimator.dim else None
 
@@ -218,16 +220,33 @@ class MXNorm(nn.Module):
         check_input(x)
         return mx_norm(x, self.format, self.estimator)
 
-    def encode(self, x: Tensor) -> MXNormed:
-        """[..., dim] to codes and scales, what hardware multiplies; not differentiable. In training mode with x / r."""
+    def encode(self, x: Tensor, residual: Tensor | None = None) -> MXNormed:
+        """Codes and scales, what hardware multiplies; not differentiable. In training mode with x / r.
+
+        Args:
+            x: [..., dim].
+            residual: as x; x + residual is normalised and handed back too, in the same pass where a kernel reaches.
+        """
         check_input(x)
-        x = x.detach()
-        rms = self.estimator.rms(x)
-        normed = self.estimator.normed(x, rms)
-        known = tensor_amax(self.format, self.estimator)
-        return MXNormed(
-            encode(normed, self.format, tensor_amax=known), normed.to(x.dtype) if self.training else None, rms
-        )  # fmt: skip
+        x, fmt, own = x.detach(), self.format, self.estimator
+        residual = None if residual is None else residual.detach()
+        kernel = _kernel(x, fmt, own, False)
+        if kernel is None:
+            summed = x if residual is None else x + residual
+            rms = own.rms(summed)
+            encoded = encode(own.normed(summed, rms), fmt, tensor_amax=tensor_amax(fmt, own))
+        else:
+            flat = [None if t is None else t.reshape(-1, own.dim).contiguous() for t in (x, residual)]
+            nan_code = -1 if fmt.element.nan_code is None else fmt.element.nan_code
+            parts = kernel.norm_encode(flat[0], *_specs(fmt, own, False), residual=flat[1],
+                                       tensor_amax=tensor_amax(fmt, own), nan_code=nan_code)  # fmt: skip
+            lead = x.shape[:-1]
+            summed = x if residual is None else parts.summed.view(x.shape)
+            rms = parts.rms.view(*lead, 1)
+            encoded = BlockTensor(parts.codes.view(*lead, -1), parts.scales.view(*lead, -1), parts.tensor_scale, fmt,
+                                  x.dim() - 1, x.shape, torch.float32)  # fmt: skip
+        normed = own.normed(summed, rms).to(x.dtype) if self.training else None
+        return MXNormed(encoded, normed, rms, None if residual is None else summed)
 
     def extra_repr(self) -> str:
         e = self.estimator
