@@ -53,7 +53,8 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
             "Command, setting and pre-registration: `benchmarks/ablation.py`. *off* is the corner with that rule switched "
             "off. Drift in octaves against the base at the same level, cost of the base's LR in nats/byte.", "",
             "| level | where | seeds | loss by base LR | optimum, log2 | drift | cost |", "|---|---|---|---|---|---|---|"]
-    said = []
+    said: list[str] = []
+    edges: dict[str, list[bool]] = {}
     for level in LEVELS:
         base = curves.get((level, "base"), {})
         if len(base) < 5:
@@ -65,11 +66,17 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
                 continue
             best, price = optimum(points), cost_of(points, at)[0]
             found[where] = (best.at - at, price, best.loss)
+            edges.setdefault(level, []).append(best.at <= min(points) or best.at >= max(points))
             seeds = len({seed for by in points.values() for seed in by})
             grid = " ".join(f"2^{e:g}: {finite(sum(by.values()) / len(by))}" for e, by in sorted(points.items()))
             text.append(f"| {level} | {where} | {seeds} | {grid} | {best.at:.2f} | {best.at - at:+.2f} | {price:.4f} |")
         if "corner" in found and "off" in found:
             (drift, price, loss), (off_drift, off_price, off_loss) = found["corner"], found["off"]
+            if any(edges[level]):
+                said.append(f"- {level}: the best LR lies on the grid's edge, so no drift can be read: **{verdict(None)}**; "
+                            f"with the rule off the loss at the base's LR is {off_price + off_loss - price - loss:+.4f} "
+                            "against the rule on")  # fmt: skip
+                continue
             holds = abs(drift) <= 0.5 and price <= 0.01
             matters = (off_price + off_loss) - (price + loss) > 0.01
             said.append(
