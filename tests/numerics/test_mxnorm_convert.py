@@ -332,3 +332,22 @@ def test_a_compiled_model_gives_the_same() -> None:
     for name, p in model.named_parameters():
         assert p.grad is not None
         assert float((p.grad - grads[name]).norm() / grads[name].norm()) < 0.1, name  # a code may flip at a tie
+
+
+def test_the_recipe_and_the_plan_carry_the_norm() -> None:
+    from isoscale.config import RunConfig
+    from isoscale.formats.recipes import recipe_by_name
+    from isoscale.planning import Plan
+    from isoscale.train.setup import meta_plan
+
+    recipe = recipe_by_name("mxfp8").changed(norm="mxnorm")
+    model = decoder()
+    plan = iso.plan(model, "u-mup", hps={"lr": 1.0}, recipe=recipe)
+    assert "norm: mxnorm" in str(plan)
+    assert Plan.from_json(plan.to_json()).norm == "mxnorm"
+    convert(model, recipe, plan=plan)
+    assert len(mxnorm_layers(model)) == 4
+    assert not mxnorm_layers(convert(decoder(), recipe, norm="none"))
+    config = RunConfig().with_values(**{"numerics.recipe": "mxfp8", "numerics.norm": "mxnorm-fine"})
+    assert meta_plan(config).norm == "mxnorm-fine"
+    assert "norm:" not in str(meta_plan(RunConfig()))

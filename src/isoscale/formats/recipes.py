@@ -37,6 +37,8 @@ class Recipe:
         note: what it is and where it comes from, shown by `isoscale plan`.
         keep: shares of the blocks, at the front and at the back of the stack, that stay in BF16.
         finish: share of the run, at its end, that is trained in BF16.
+        norm: `none`, or the norm that takes its statistic from the casts, such as `mxnorm`
+            (`isoscale.numerics.NORMS`).
 
     Raises:
         ConfigError: a share outside [0, 1].
@@ -47,6 +49,7 @@ class Recipe:
     note: str
     keep: tuple[float, float] = (0.0, 0.0)
     finish: float = 0.0
+    norm: str = "none"
 
     def __post_init__(self) -> None:
         for key, share in (("keep_first", self.keep[0]), ("keep_last", self.keep[1]), ("finish", self.finish)):
@@ -77,16 +80,18 @@ class Recipe:
         return Assignment(self, MappingProxyType(counts))
 
     def changed(
-        self, keep_first: float | None = None, keep_last: float | None = None, finish: float | None = None
-    ) -> Recipe:
-        """The recipe with other shares; None leaves one as it is.
+        self, keep_first: float | None = None, keep_last: float | None = None, finish: float | None = None,
+        norm: str | None = None,
+    ) -> Recipe:  # fmt: skip
+        """The recipe with other shares, or another norm; None leaves one as it is.
 
         Raises:
             ConfigError: a share outside [0, 1].
         """
         first, last = self.keep
         keep = (first if keep_first is None else keep_first, last if keep_last is None else keep_last)
-        return replace(self, keep=keep, finish=self.finish if finish is None else finish)
+        finish, norm = self.finish if finish is None else finish, self.norm if norm is None else norm
+        return replace(self, keep=keep, finish=finish, norm=norm)
 
     def finish_step(self, steps: int) -> int:
         """The first step of the BF16 finish in a run of so many steps; `steps` where there is none."""

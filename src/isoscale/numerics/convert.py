@@ -45,10 +45,10 @@ def convert(
         model: any module with `isoscale.nn.Linear`, `torch.nn.Linear` or Hugging Face `Conv1D` leaves.
         recipe: a name or a recipe of your own.
         plan: take each layer's formats from its row (the same recipe put them there; without a plan it gives the same).
-        norm: None leaves norms as they are. `mxnorm` makes every RMSNorm and the block-scaled linear layers behind it
-            one `MXNormLinear` each (arXiv 2603.13180); pairs are found by running the model once. The final norm and
-            the head stay. `mxnorm-fine`, `mxnorm-p1`, `mxnorm-ride`: settings of `isoscale.nn.MXNormLinear`;
-            `mxnorm-rounded` is unstable.
+        norm: None: as the recipe says. `none` leaves norms as they are. `mxnorm` makes every RMSNorm and the
+            block-scaled linear layers behind it one `MXNormLinear` each (arXiv 2603.13180); pairs are found by running
+            the model once. The final norm and the head stay. `mxnorm-fine`, `mxnorm-p1`, `mxnorm-ride`: settings of
+            `isoscale.nn.MXNormLinear`; `mxnorm-rounded` is unstable.
         backend: `auto` (hardware for each layer whose formats and sizes it can run, else emulated), `emulated` (any
             format, any size) or `scaled_mm`.
         example: with a norm: input of one forward (a tensor, a tuple or a dict); None to guess.
@@ -62,12 +62,13 @@ def convert(
     if not isinstance(model, nn.Module):
         raise PlanError("only a module can be converted", key="model", value=type(model).__name__)
     recipe = recipe if isinstance(recipe, Recipe) else recipe_by_name(recipe)
-    if norm is not None:
+    norm = recipe.norm if norm is None else norm
+    if norm != "none":
         norm_settings(norm)  # refuses
     if backend not in BACKENDS:
         pick_backend(backend, torch.device("cpu"))  # refuses
     if not recipe.layers:
-        if norm is not None:
+        if norm != "none":
             hint = "a block-scaled recipe: mxfp8, mxfp6, mxfp4, nvfp4"
             raise ConfigError(f"{norm} needs casts in blocks, and the recipe {recipe.name!r} has none", key="norm",
                               value=norm, hint=hint)  # fmt: skip
@@ -93,7 +94,7 @@ def convert(
             return plan.row(f"{name}.weight").formats
         return assignment.formats(name)
 
-    taken = None if norm is None else Takeover(model, norm, formats_of, example, norm_skip)
+    taken = None if norm == "none" else Takeover(model, norm, formats_of, example, norm_skip)
     made: list[tuple[str, str, CastLinear]] = []
     for path, module in leaves:
         name, formats = normalise(path), formats_of(path)

@@ -32,7 +32,7 @@ def norm_settings(norm: str) -> Mapping[str, Any]:
         ConfigError: there is no such norm; names the nearest.
     """
     if norm not in NORMS:
-        hint = f"{did_you_mean(str(norm), NORMS)}; norm=None leaves norms as they are"
+        hint = f"{did_you_mean(str(norm), NORMS)}; norm='none' leaves norms as they are"
         raise ConfigError("no such norm", key="norm", value=norm, hint=hint)
     return NORMS[norm]
 

@@ -126,7 +126,7 @@ def plan(
         final_norm_eps: `printed` or `derived`.
         axes: axes whose rules are on.
         constant: quantities whose rules are off.
-        recipe: low-precision recipe whose formats go into the rows, and its BF16 finish into the plan.
+        recipe: low-precision recipe whose formats go into the rows; its BF16 finish and its norm go into the plan.
         decay: `independent` of the LR, `coupled` as in torch, or as the parametrisation's rule says.
         embedding_lr: `constant` drops the size dependence of the embedding's LR (an ablation of u-muP).
         clip: largest gradient norm at the base; the plan says what it is here (`Plan.clip`).
@@ -205,5 +205,5 @@ def plan(
         table.name, tuple(rows), sites, values, base_scale, scale, recipe.name, optimizer=optimizer,
         options=asdict(options), beta_ratio=found.of_a_run,
         clip=clip_norm(clip, table, sized, _parameters(base_infos))[0] if clip else None,
-        notes=range_notes(found, table, values), finish=recipe.finish,
+        notes=range_notes(found, table, values), finish=recipe.finish, norm=recipe.norm,
     )  # fmt: skip

@@ -212,7 +212,7 @@ def foreign_plan(
     return Plan(
         table.name, tuple(rows), sites, hps, small if table.needs_base else None, big, setting.casts.recipe.name,
         optimizer=table.optimizer, options=asdict(options), beta_ratio=found.of_a_run, clip=limit, notes=notes,
-        finish=setting.casts.recipe.finish,
+        finish=setting.casts.recipe.finish, norm=setting.casts.recipe.norm,
     )  # fmt: skip
 
 

@@ -46,6 +46,7 @@ class Plan:
         clip: largest gradient norm at this scale; None: no clipping.
         notes: what may spoil the transfer, in words.
         finish: share of the run, at its end, that is trained with BF16 operands.
+        norm: `none`, or the norm that takes its statistic from the casts behind it.
     """
 
     parametrisation: str
@@ -61,6 +62,7 @@ class Plan:
     clip: float | None = None
     notes: tuple[str, ...] = ()
     finish: float = 0.0
+    norm: str = "none"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hps", MappingProxyType(dict(self.hps)))
@@ -176,6 +178,7 @@ class Plan:
                 "clip": self.clip,
                 "notes": list(self.notes),
                 "finish": self.finish,
+                "norm": self.norm,
                 "base": asdict(self.base) if self.base else None,
                 "target": asdict(self.target),
                 "rows": [row.to_dict() for row in self.rows],
@@ -209,6 +212,7 @@ class Plan:
                 clip=data["clip"],
                 notes=tuple(data["notes"]),
                 finish=data.get("finish", 0.0),
+                norm=data.get("norm", "none"),
             )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise PlanError(f"not a plan: {error}") from None

@@ -86,6 +86,8 @@ def show_plan(plan: Plan) -> str:
     text = [f"{plan.parametrisation}{trained}, recipe {plan.recipe}: {_scale(plan.target)}"]
     if plan.finish and any(row.formats.casts for row in rows):
         text.append(f"finish: the last {plan.finish:.4g} of the run with BF16 operands")
+    if plan.norm != "none":
+        text.append(f"norm: {plan.norm}, in place of every RMSNorm in front of block-scaled linear layers")
     if plan.base is not None:
         text.append(f"base: {_scale(plan.base)}")
     lines = []

@@ -24,20 +24,19 @@ def decoder_config(config: RunConfig, vocab: int) -> DecoderConfig:
 
 
 def recipe_of(config: RunConfig) -> Recipe:
-    """The recipe with the shares that the settings say.
+    """The recipe with the shares and the norm that the settings say.
 
     Raises:
         ConfigError: no such recipe.
     """
     said = config.numerics
-    return recipe_by_name(said.recipe).changed(said.keep_first, said.keep_last, said.finish)
+    return recipe_by_name(said.recipe).changed(said.keep_first, said.keep_last, said.finish, said.norm)
 
 
 def convert(config: RunConfig, model: nn.Module, plan: Plan) -> Recipe:
     """Casts a planned model as the config says; the recipe."""
-    recipe, said = recipe_of(config), config.numerics
-    norm = None if said.norm == "none" else said.norm
-    numerics.convert(model, recipe, plan=plan, backend=said.backend, norm=norm)
+    recipe = recipe_of(config)
+    numerics.convert(model, recipe, plan=plan, backend=config.numerics.backend)
     return recipe
 
 
