@@ -148,7 +148,8 @@ static void sort_out(const NormJob& j, NormRoom& s, const u32* top, i64 count, u
   }
 }
 
-// The same as `prepare` for what most rows are: codes with E8M0 scales, all blocks in range. False where one is not.
+// The same as `prepare` for what most rows are: codes with E8M0 scales, all blocks in range (riding, rr is 1). False where
+// one is not.
 static bool prepare_plain(const NormJob& j, NormRoom& s, const u32* FAST amax, i64 count, float rr, u8* FAST scales) {
   u32 clamp = bits_of(j.n.clamp), bad = 0;
   i32 add = j.c.rule == EVEN ? 1 << (22 - j.c.m) : 0, emax = j.c.emax;
@@ -209,7 +210,7 @@ template <class T, class U>
 static void cast_part(const NormJob& j, NormRoom& s, const typename T::word* x, void* out, void* scales, i64 b0, i64 count,
                       float rr, const typename T::word* next) {
   const Cast& c = j.c;
-  bool plain = c.scale == E8M0 && j.simple && !j.n.fake && !j.n.ride;
+  bool plain = c.scale == E8M0 && j.simple && !j.n.fake;
   plain = plain && prepare_plain(j, s, s.amax + b0, count, rr, (u8*)scales + b0);
   bool all = plain || prepare(j, s, s.amax + b0, count, rr);
   if (plain) {
@@ -251,7 +252,8 @@ template <class T, class U> static void norm_row(const NormJob& j, NormRoom& s, 
   const word* other = j.n.residual ? (const word*)j.n.residual + row * c.n : 0;
   word* h = j.n.residual ? (word*)j.n.summed + row * c.n : 0;
   const word* in = h ? h : x;
-  const word* next = more ? x + c.n : x;
+  // Where float32 is written, stores keep memory busy, and fetching ahead only gets in their way.
+  const word* next = more && !(j.n.fake && sizeof(typename U::word) == 4) ? x + c.n : x;
   u8* out = (u8*)c.out + row * (j.n.fake ? c.n * (i64)sizeof(typename U::word) : j.row_bytes);
   u8* to = j.n.fake || c.bits == 8 ? out : s.codes;
   void* scales = c.scale == FP32 ? (void*)((float*)c.scales + row * j.K) : (void*)((u8*)c.scales + row * j.K);
