@@ -251,3 +251,16 @@ def test_ml_dtypes_is_an_oracle_that_can_disagree():
     """The control: without the clamp E4M3 overflows to NaN there."""
     with np.errstate(all="ignore"):
         assert np.isnan(np.float32(500).astype(ml_dtypes.float8_e4m3fn).astype(np.float32))
+
+
+def test_bf16_of_float32_by_torch_s_own_cast_has_the_reference_s_bits() -> None:
+    from isoscale.formats import fake_cast, reference
+    from isoscale.formats.cast import cast_of, facts_of
+
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randint(-(2**31), 2**31 - 1, (200000,), generator=draw).to(torch.int32).view(torch.float32)
+    x = torch.cat([x, torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 3.4028235e38, 3.3961775e38, 1e-45, -1e-40])])
+    cast = cast_of(x, facts_of(x, "bf16", None), -1, "nearest-even", None)
+    want, got = reference.cast_values(x, cast, None), fake_cast(x, "bf16")
+    assert torch.equal(got.isnan(), want.isnan())
+    assert torch.equal(got.view(torch.int32)[~got.isnan()], want.view(torch.int32)[~want.isnan()])

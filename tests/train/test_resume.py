@@ -27,6 +27,7 @@ VARIANTS = {
                            "numerics.log_casts": True, "train.accumulate": 2},
     "mxfp4, BF16 finish, other rhythm": {"numerics.recipe": "mxfp4", "numerics.finish": 0.3, "train.eval_every": 3,
                                          "train.checkpoint_every": 2, "model.dropout": 0.1},
+    "mxnorm": {"numerics.recipe": "mxfp8", "numerics.norm": "mxnorm", "model.norm": "trainable"},
     "loss scale, other rhythm": {"numerics.loss_scale": 8.0, "train.eval_every": 2, "train.checkpoint_every": 5},
 }
 
