@@ -26,6 +26,7 @@ def run(group: str, **env: str) -> None:
     assert " passed" in done.stdout
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("group", GROUPS)
 def test_norms_interpreted(group: str) -> None:

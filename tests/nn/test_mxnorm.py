@@ -415,3 +415,18 @@ def test_finer_statistic_blocks_scatter_less() -> None:
     assert spread[8] < 0.56 * spread[32]
     assert spread[1] < 1e-6, "blocks of one element are RMSNorm"
     assert MXNorm(4096, statistic_block=8).estimator.bound < 64, "still below RMSNorm's bound, sqrt(D)"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["mxfp8_e4m3/rceil", "mxfp4", "nvfp4"])
+def test_a_gpu_gives_the_bits_of_the_cpu(name: str) -> None:
+    norm, x = MXNorm(1000, format=name), rows(64, 1000, dtype=torch.bfloat16)
+    assert torch.equal(norm(x.cuda()).cpu(), norm(x))
+    here, there = norm.encode(x), norm.encode(x.cuda())
+    assert torch.equal(there.encoded.codes.cpu(), here.encoded.codes)
+    assert torch.equal(there.rms.cpu(), here.rms)
+    layer = MXNormLinear(1000, 64, formats=name)
+    want = layer(x.float())
+    got = copy.deepcopy(layer).cuda()(x.float().cuda()).cpu()
+    assert float((got - want).detach().norm() / want.detach().norm()) < 1e-2
