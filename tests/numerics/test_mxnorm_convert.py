@@ -351,3 +351,27 @@ def test_the_recipe_and_the_plan_carry_the_norm() -> None:
     config = RunConfig().with_values(**{"numerics.recipe": "mxfp8", "numerics.norm": "mxnorm-fine"})
     assert meta_plan(config).norm == "mxnorm-fine"
     assert "norm:" not in str(meta_plan(RunConfig()))
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_sharded_model_gives_the_same() -> None:
+    """The gain is a Parameter of the norm's place, read by layers elsewhere in the block: sharding must not lose it."""
+    from torch.distributed.fsdp import fully_shard
+
+    plain, sharded = (convert(decoder(norm="trainable"), "mxfp8", norm="mxnorm") for _ in range(2))
+    for block in sharded.blocks:
+        fully_shard(block)  # type: ignore[arg-type]
+    fully_shard(sharded)
+    for model in (plain, sharded):
+        model(IDS, IDS).backward()
+    for (name, one), two in zip(plain.named_parameters(), sharded.parameters()):
+        assert one.grad is not None
+        assert torch.equal(two.grad.full_tensor(), one.grad), name  # type: ignore[union-attr]
