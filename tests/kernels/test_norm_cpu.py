@@ -186,5 +186,12 @@ def test_refusals() -> None:
         cpu_norm.norm_fake(x, spec, norm, out_dtype=torch.float64)
 
 
+def test_statistic_blocks_that_cannot_be_are_refused() -> None:
+    spec = spec_of(block("mxfp8_e4m3"))
+    for stat, kind in ((5, "mx2"), (-8, "mx2"), (8, "rms")):
+        with pytest.raises(ConfigError, match="statistic blocks"):
+            cpu_norm.norm_encode(torch.ones(1, 64), spec, norm_spec(kind, 64, block("mxfp8_e4m3"))._replace(stat=stat))
+
+
 def test_the_struct_is_the_same_on_both_sides() -> None:
     assert build.library().isoscale_norm_size() == ctypes.sizeof(cpu_norm._Norm)

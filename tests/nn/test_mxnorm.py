@@ -401,6 +401,25 @@ def test_the_output_is_near_that_of_rmsnorm_and_a_cast() -> None:
     assert 0.02 < float((got - plain).norm() / plain.norm()) < 0.04  # 3.1 % is the size of the cast's own error
 
 
+@pytest.mark.parametrize(("name", "block"), [("mxfp8_e4m3/rceil", 8), ("mxfp8_e4m3", 1), ("nvfp4", 8), ("mxfp4", 4)])
+@pytest.mark.parametrize("dim", [1, 7, 9, 31, 33, 100, 2000])
+def test_finer_blocks_by_kernel_and_composition(name: str, block: int, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fmt = norm_format(name)
+    for p in (1, 2):
+        estimator = estimator_for(dim, fmt, p, statistic_block=block)
+        for dtype in (torch.float32, torch.bfloat16):
+            x = rows(20, dim, dtype=dtype)
+            x[3], x[4, 0] = 0, math.nan
+            fast = cast_normed(x, fmt, estimator, dtype)
+            with monkeypatch.context() as patch:
+                patch.setattr("isoscale.nn.mxnorm.kernel_for", lambda device: "torch")
+                slow = cast_normed(x, fmt, estimator, dtype)
+            assert same(fast[0], slow[0])
+            assert same(fast[1], slow[1])
+            coarse = cast_normed(x, fmt, estimator_for(dim, fmt, p), dtype)  # control
+            assert dim <= block or not same(coarse[1], fast[1])
+
+
 def test_finer_statistic_blocks_scatter_less() -> None:
     x = torch.randn(4000, 256, generator=torch.Generator().manual_seed(0))
     true = x.square().mean(-1, keepdim=True).sqrt()

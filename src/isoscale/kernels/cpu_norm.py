@@ -65,7 +65,7 @@ class _Norm(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("residual", "summed", "rms")),
         *((name, ctypes.c_float) for name in ("eps", "w_full", "w_last", "clamp")),
-        *((name, ctypes.c_int32) for name in ("kind", "ride", "out_dtype", "fake")),
+        *((name, ctypes.c_int32) for name in ("kind", "ride", "out_dtype", "fake", "stat")),
     )
 
 
@@ -89,6 +89,9 @@ def check(x: Tensor, spec: CastSpec, norm: NormSpec, residual: Tensor | None, te
         raise ConfigError("no norm kernel for such blocks", key="spec", value=spec, hint="scaled blocks along the row")
     if not (norm.eps >= 0 and norm.clamp > 0 and math.isfinite(norm.eps)):
         raise ConfigError("eps must be finite and not negative, clamp above 0", key="norm", value=norm)
+    if norm.stat < 0 or (norm.stat and (norm.kind == "rms" or (spec.cols or x.shape[1]) % norm.stat)):
+        message = "statistic blocks must divide those of the scales, and RMSNorm has none"
+        raise ConfigError(message, key="stat", value=norm.stat, hint="8")
     if norm.ride and norm.clamp != math.inf:
         raise ConfigError("what rides undivided cannot be clamped", key="clamp", value=norm.clamp, hint="ride=False")
     if spec.scale == "e4m3" and tensor_amax is None:
@@ -122,6 +125,7 @@ def _call(
     given = _Norm(
         rms=rms.data_ptr(), eps=norm.eps, w_full=norm.w_full, w_last=norm.w_last, clamp=norm.clamp,
         kind=KINDS.index(norm.kind), ride=norm.ride, out_dtype=int(out.dtype == torch.bfloat16), fake=fake,
+        stat=norm.stat,
     )  # fmt: skip
     if residual is not None and summed is not None:
         given.residual, given.summed = residual.data_ptr(), summed.data_ptr()

@@ -20,7 +20,7 @@ extern "C" struct Norm {  // mirrored field by field in cpu_norm.py
   void* summed;
   float* rms;
   float eps, w_full, w_last, clamp;
-  i32 kind, ride, out_dtype, fake;
+  i32 kind, ride, out_dtype, fake, stat;
 };
 
 struct NormJob {
@@ -46,14 +46,15 @@ struct NormJob {
 
 struct NormRoom {  // of one thread
   void* all;
-  u32 *amax, *top, *stored, *y, *value;
+  u32 *amax, *top, *stored, *y, *value, *fine;
   float *r, *d, *f;
   u8 *codes, *ok;
-  NormRoom(i64 K, i64 row) {
-    i64 floats = K + 16;
-    all = malloc(4 * (6 * floats + 2 * PIECE) + row + floats + 128);
+  NormRoom(i64 K, i64 row, i64 parts) {  // parts: blocks of the statistic, where they are not those of the scales
+    i64 floats = K + 16, fines = parts ? parts + 16 : 0;
+    all = malloc(4 * (6 * floats + 2 * PIECE + fines) + row + floats + 128);
     amax = (u32*)all, top = amax + floats, stored = top + floats, r = (float*)(stored + floats), d = r + floats;
-    f = d + floats, y = (u32*)(f + floats), value = y + PIECE, codes = (u8*)(value + PIECE), ok = codes + row + 64;
+    f = d + floats, y = (u32*)(f + floats), value = y + PIECE, fine = value + PIECE;
+    codes = (u8*)(fine + fines), ok = codes + row + 64;
   }
   ~NormRoom() { free(all); }
 };
@@ -245,6 +246,19 @@ static void cast_part(const NormJob& j, NormRoom& s, const typename T::word* x, 
   }
 }
 
+// Maxima of the statistic's blocks, several to a block of the scales, and those of the latter from them.
+template <class T> static void fine_tops(const NormJob& j, NormRoom& s, const typename T::word* x, i64 n, i64 b0) {
+  i64 each = j.c.cols / j.n.stat, parts = (n + j.n.stat - 1) / j.n.stat, p = 0;
+  u32* fine = s.fine + b0 * each;
+  if (j.n.stat == 8) tops<T, 8>(x, p = n / 8, fine);
+  for (; p < parts; p++) fine[p] = amax_line<T>(x + p * j.n.stat, least<i64>(n - p * j.n.stat, j.n.stat));
+  for (i64 b = 0; b * each < parts; b++) {
+    u32 top = 0;
+    for (i64 p = b * each, end = least(parts, p + each); p < end; p++) top = most(top, fine[p]);
+    s.amax[b0 + b] = top;
+  }
+}
+
 template <class T, class U> static void norm_row(const NormJob& j, NormRoom& s, i64 row, bool more) {
   typedef typename T::word word;
   const Cast& c = j.c;
@@ -263,14 +277,17 @@ template <class T, class U> static void norm_row(const NormJob& j, NormRoom& s, 
     i64 full = most<i64>(0, least(count, c.n / c.cols - b0));
     if (h) add_line<T>(x + at, other + at, h + at, n);
     if (j.n.kind == RMS) square_line<T>(in + at, n, sums);
-    if (c.cols == 32) tops<T, 32>(in + at, b = full, s.amax + b0);
+    if (j.n.stat) fine_tops<T>(j, s, in + at, n, b0), b = count;
+    else if (c.cols == 32) tops<T, 32>(in + at, b = full, s.amax + b0);
     else if (c.cols == 16) tops<T, 16>(in + at, b = full, s.amax + b0);
     for (; b < count; b++) s.amax[b0 + b] = amax_line<T>(in + at + b * c.cols, least(n - b * c.cols, c.cols));
     if (j.n.ride) cast_part<T, U>(j, s, in, to, scales, b0, count, 1.f, more ? x + j.span * c.cols : x);
   }
+  const u32* maxima = j.n.stat ? s.fine : s.amax;
+  i64 parts = j.n.stat ? (c.n + j.n.stat - 1) / j.n.stat : j.K;
   float r = j.n.kind == RMS   ? plain_rms<T>(j.n, sums, in, c.n)
-            : j.n.kind == MX1 ? mx_rms<false>(j.n, s.amax, j.K)
-                              : mx_rms<true>(j.n, s.amax, j.K);
+            : j.n.kind == MX1 ? mx_rms<false>(j.n, maxima, parts)
+                              : mx_rms<true>(j.n, maxima, parts);
   bool bad = (bits_of(r) & 0x7fffffffu) >= INF;
   j.n.rms[row] = bad ? number(NAN_BITS) : r;
   if (!j.n.ride) {
@@ -286,7 +303,7 @@ template <class T, class U> static void norm_row(const NormJob& j, NormRoom& s, 
 
 template <class T, class U> static void norm_work(void* what, i64 from, i64 to, int) {
   NormJob& j = *(NormJob*)what;
-  NormRoom s(j.K, j.c.row_codes);
+  NormRoom s(j.K, j.c.row_codes, j.n.stat ? (j.c.n + j.n.stat - 1) / j.n.stat : 0);
   if (!s.all) { j.failed = 1; return; }
   for (i64 row = from; row < to; row++) norm_row<T, U>(j, s, row, row + 1 < to);
 }

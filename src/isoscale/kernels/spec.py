@@ -53,6 +53,8 @@ class NormSpec(NamedTuple):
         w_last: weight of the last block, which may be a short one.
         clamp: bound of |y| before the cast; inf for none.
         ride: cast x itself and return r beside, so that 1 / r can ride as a factor of the rows of the next matmul.
+        stat: values of the blocks whose maxima make r, a divisor of the scales' blocks, and whose weights are given; 0:
+            the scales' own.
     """
 
     kind: str
@@ -61,3 +63,4 @@ class NormSpec(NamedTuple):
     w_last: float = 0.0
     clamp: float = math.inf
     ride: bool = False
+    stat: int = 0

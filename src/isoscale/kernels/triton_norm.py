@@ -49,6 +49,8 @@ def _amax(x: Tensor, tensor_amax: float | None) -> Tensor:
 
 def _check(x: Tensor, spec: CastSpec, norm: NormSpec, residual: Tensor | None, tensor_amax: float | None) -> None:
     check(x, spec, norm, residual, tensor_amax)
+    if norm.stat:
+        raise ConfigError("no kernel here for statistic blocks of their own", key="stat", value=norm.stat, hint="0")
     if not covers(spec, x.shape[1]):
         hint = f"blocks of 4 to 128 values, a power of two, and rows of at most {_LARGEST} values"
         raise ConfigError("no norm kernel for such rows", key="spec", value=(spec.cols, x.shape[1]), hint=hint)

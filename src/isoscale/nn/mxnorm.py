@@ -115,17 +115,18 @@ def cast_normed(
 def _specs(fmt: BlockFormat, estimator: Estimator, ride: bool) -> tuple[CastSpec, NormSpec]:
     spec = spec_of(fmt, view_of((1, estimator.dim), -1, fmt.block))
     clamp = math.inf if estimator.clamp is None else estimator.clamp
-    return spec, NormSpec(f"mx{estimator.p}", estimator.eps, estimator.full, estimator.last, clamp, ride)
+    stat = 0 if estimator.block == fmt.block[1] else estimator.block
+    return spec, NormSpec(f"mx{estimator.p}", estimator.eps, estimator.full, estimator.last, clamp, ride, stat)
 
 
 def _kernel(x: Tensor, fmt: BlockFormat, estimator: Estimator, ride: bool) -> Any:
     """The module whose kernels reach, or None."""
-    own = estimator.estimate == "raw" and estimator.block == fmt.block[1]
-    plain = own and not torch.compiler.is_compiling() and is_plain(x) and x.numel() > 0
+    plain = estimator.estimate == "raw" and not torch.compiler.is_compiling() and is_plain(x) and x.numel() > 0
     if not plain or x.dtype == torch.float64 or (ride and fmt.scale == "e4m3"):
         return None
     found = {"cpp": cpu_norm, "triton": triton_norm}.get(kernel_for(x.device.type))
-    reaches = found is not None and found.covers(_specs(fmt, estimator, ride)[0], estimator.dim)
+    spec, norm = _specs(fmt, estimator, ride)
+    reaches = found is not None and found.covers(spec, estimator.dim) and not (norm.stat and found is triton_norm)
     return found if reaches and x.shape[-1] == estimator.dim else None
 
 
@@ -201,7 +202,7 @@ class MXNorm(nn.Module):
         estimate: `raw`, the published method, or `rounded`, from rounded scales: UNSTABLE, for comparison only.
         statistic_block: elements of the blocks whose maxima are averaged; by default the format's. A divisor, such as
             8, is ours: maxima that the search for the block's maximum passes anyway, four times as many of them, half
-            the scatter. For rows of few blocks: see docs/results/mxnorm.md. The row kernels do not know it yet.
+            the scatter. For rows of few blocks: see docs/results/mxnorm.md. The GPU's kernel does not know it yet.
 
     Raises:
         ConfigError: another p; a format without blocks along the row; a size, eps or clamp out of range.
