@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from isoscale._base.errors import ConfigError, did_you_mean
+from isoscale.formats.block import BlockFormat
 from isoscale.formats.layers import BACKWARD, BF16, FP8, MATMULS, PLAIN, LayerFormats, everywhere
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
 
 OUT_PROJECTIONS = ("*attn.out", "*mlp.down", "*o_proj", "*down_proj", "*c_proj")
 HEADS = ("head", "*lm_head")
+NORMS = ("mxnorm", "mxnorm-fine", "mxnorm-p1", "mxnorm-ride", "mxnorm-rounded")
+"""Norms that take their statistic from the casts; what they are stands in `isoscale.numerics.NORMS`."""
 _BLOCK = re.compile(r"(?:(.*?)\.)?(\d+)\..")
 
 
@@ -41,7 +44,7 @@ class Recipe:
             (`isoscale.numerics.NORMS`).
 
     Raises:
-        ConfigError: a share outside [0, 1].
+        ConfigError: a share outside [0, 1]; no such norm, or one without blocks to take its statistic from.
     """
 
     name: str
@@ -57,6 +60,23 @@ class Recipe:
             if not number or not 0 <= share <= 1:
                 hint = "0.1 is a tenth of the run" if key == "finish" else "0.125 is one block of eight"
                 raise ConfigError("a share lies in [0, 1]", key=f"numerics.{key}", value=share, hint=hint)
+        for patterns, formats in self.layers:
+            if not isinstance(patterns, tuple) or not isinstance(formats, LayerFormats):
+                message = "a recipe's layers are pairs of patterns, a tuple, and LayerFormats"
+                hint = '((("*",), LayerFormats("mxfp4", "mxfp4", "bf16")),)'
+                raise ConfigError(message, key="layers", value=(patterns, formats), hint=hint)
+        if self.norm != "none":
+            self._check_norm()
+
+    def _check_norm(self) -> None:
+        if self.norm not in NORMS:
+            hint = f"{did_you_mean(str(self.norm), NORMS)}; 'none' leaves norms as they are"
+            raise ConfigError("no such norm", key="norm", value=self.norm, hint=hint)
+        inputs = [formats.format_of("input") for _, formats in self.layers]
+        if not any(isinstance(fmt, BlockFormat) and fmt.block[0] == 1 and fmt.block[1] for fmt in inputs):
+            message = f"{self.norm} needs inputs cast in blocks along the row, and the recipe {self.name!r} has none"
+            hint = "a block-scaled recipe: mxfp8, mxfp6, mxfp4, nvfp4"
+            raise ConfigError(message, key="norm", value=self.norm, hint=hint)
 
     def formats(self, module_path: str) -> LayerFormats:
         """The formats of one linear layer by its patterns alone; `on` knows which blocks are kept."""

@@ -81,8 +81,8 @@ def block_weights(p: int, block: int, dim: int) -> tuple[float, float]:
     A block of n elements counts n / D a(p, n)^p, so that the expectation of the sum is the p-th power of the RMS.
     """
     _check(p, block)
-    if dim < 1:
-        raise ConfigError("a norm needs at least one feature", key="dim", value=dim)
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+        raise ConfigError("a norm needs a number of features, at least one", key="dim", value=dim)
     last = dim % block or min(block, dim)
     whole = min(block, dim)
     return whole / dim * mxnorm_constant(p, whole) ** p, last / dim * mxnorm_constant(p, last) ** p
@@ -141,6 +141,10 @@ class Estimator:
             were rounded to powers of two (one Gaussian table undoes the rounding). UNSTABLE: for blocks of like maxima
             it jumps by an octave where the row moves by an ulp; kept for comparison (docs/results/mxnorm.md).
         cut: see `rounding_cut`, for `rounded`.
+
+    Attributes:
+        full: what the p-th power of a whole block's maximum counts; `last` that of the last block.
+        bound: the largest magnitude of x / r.
     """
 
     dim: int
@@ -152,6 +156,7 @@ class Estimator:
     cut: float = 1.0
     full: float = field(init=False)
     last: float = field(init=False)
+    bound: float = field(init=False)
 
     def __post_init__(self) -> None:
         _check(self.p, self.block)
@@ -170,14 +175,10 @@ class Estimator:
                 raise ConfigError(message, key="dim", value=self.dim, hint=hint)
             full = last = self.block / self.dim
             object.__setattr__(self, "_table", rounded_table(self.p, self.block, self.cut))
+        most = mxnorm_bound(self.p, self.block, self.dim)
+        object.__setattr__(self, "bound", most if self.clamp is None else min(most, self.clamp))
         object.__setattr__(self, "full", full)
         object.__setattr__(self, "last", last)
-
-    @property
-    def bound(self) -> float:
-        """The largest magnitude of the output."""
-        found = mxnorm_bound(self.p, self.block, self.dim)
-        return found if self.clamp is None else min(found, self.clamp)
 
     def rms(self, x: Tensor) -> Tensor:
         """The estimate r: [..., 1], at least float32. NaN for a row with an inf or a NaN.

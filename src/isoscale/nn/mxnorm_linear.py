@@ -225,13 +225,12 @@ class MXNormLinear(CastLinear):
         self.register_parameter("gain", None)
 
     @torch.no_grad()
-    def fold_gain(self) -> None:
-        """Multiplies the gain into the weight, for inference. One that several layers share stays for the others."""
+    def fold_gain(self) -> Tensor | None:
+        """Multiplies the gain into the weight and returns it; who calls sets it to 1 once all its layers are done."""
         gain = self.gain if self._norm[0] is None else self._norm[0].weight
         if gain is not None and self.weight is not None:
             self.weight.copy_((_wide(self.weight) * _along(_wide(gain), self.w_axis)).to(self.weight.dtype))
-        self.register_parameter("gain", None)
-        self._norm = (None,)
+        return gain
 
     def _multiply(self, flat: Tensor, weight: Tensor, scales: tuple[float, float, float], tokens: int) -> Tensor:
         check_input(flat)

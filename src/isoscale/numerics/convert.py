@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from isoscale import nn as iso_nn
-from isoscale._base.errors import ConfigError, PlanError
+from isoscale._base.errors import PlanError
 from isoscale.formats import cast_stats as tensor_stats
 from isoscale.formats.recipes import LayerFormats, Recipe, recipe_by_name
 from isoscale.nn.cast_linear import CastLinear, Recorder, is_conv1d
 from isoscale.numerics.backend import BACKENDS, pick_backend
 from isoscale.numerics.linear import Linear
-from isoscale.numerics.norms import Takeover, norm_settings
+from isoscale.numerics.norms import Takeover
 from isoscale.planning import Plan, normalise
 
 M = TypeVar("M", bound=nn.Module)
@@ -52,7 +52,7 @@ def convert(
         backend: `auto` (hardware for each layer whose formats and sizes it can run, else emulated), `emulated` (any
             format, any size) or `scaled_mm`.
         example: with a norm: input of one forward (a tensor, a tuple or a dict); None to guess.
-        norm_skip: with a norm: patterns of norms to leave as they are.
+        norm_skip: with a norm: patterns of norms to leave as they are, or one pattern.
 
     Raises:
         ConfigError: unknown recipe, norm or backend; hardware asked for that a layer cannot use.
@@ -62,16 +62,11 @@ def convert(
     if not isinstance(model, nn.Module):
         raise PlanError("only a module can be converted", key="model", value=type(model).__name__)
     recipe = recipe if isinstance(recipe, Recipe) else recipe_by_name(recipe)
-    norm = recipe.norm if norm is None else norm
-    if norm != "none":
-        norm_settings(norm)  # refuses
+    recipe = recipe if norm is None else recipe.changed(norm=norm)
+    norm = recipe.norm
     if backend not in BACKENDS:
         pick_backend(backend, torch.device("cpu"))  # refuses
     if not recipe.layers:
-        if norm != "none":
-            hint = "a block-scaled recipe: mxfp8, mxfp6, mxfp4, nvfp4"
-            raise ConfigError(f"{norm} needs casts in blocks, and the recipe {recipe.name!r} has none", key="norm",
-                              value=norm, hint=hint)  # fmt: skip
         return model
     if plan is not None and plan.recipe != recipe.name:
         raise PlanError(

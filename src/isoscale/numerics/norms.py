@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import nn
 
-from isoscale._base.errors import ConfigError, PlanError, did_you_mean
+from isoscale._base.errors import PlanError
 from isoscale.formats import BlockFormat
 from isoscale.formats.recipes import LayerFormats
 from isoscale.nn.cast_linear import CastLinear
@@ -25,18 +26,6 @@ NORMS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
 """Name -> settings of `isoscale.nn.MXNormLinear`. `mxnorm-rounded` is UNSTABLE: for comparison only."""
 
 
-def norm_settings(norm: str) -> Mapping[str, Any]:
-    """The settings behind a name.
-
-    Raises:
-        ConfigError: there is no such norm; names the nearest.
-    """
-    if norm not in NORMS:
-        hint = f"{did_you_mean(str(norm), NORMS)}; norm='none' leaves norms as they are"
-        raise ConfigError("no such norm", key="norm", value=norm, hint=hint)
-    return NORMS[norm]
-
-
 class Takeover:
     """The norms of a model that linear layers will do the work of.
 
@@ -48,14 +37,13 @@ class Takeover:
         skip: patterns of norms to leave as they are.
 
     Raises:
-        ConfigError: no such norm.
         PlanError: no norm could be taken over, or one in front of a block-scaled layer cannot be; says which and why.
     """
 
     def __init__(
         self, model: nn.Module, norm: str, formats: Callable[[str], LayerFormats], example: object, skip: Sequence[str]
     ) -> None:
-        self.model, self.settings = model, dict(norm_settings(norm))
+        self.model, self.settings = model, dict(NORMS[norm])
 
         def in_blocks(path: str) -> bool:
             fmt = formats(path).format_of("input")
@@ -72,7 +60,9 @@ class Takeover:
             raise PlanError("MXNorm cannot take over " + "; ".join(lines), key="norm", value=norm, hint=hint)
         if not found.pairs:
             hint = "a pair is an RMSNorm whose output goes to block-scaled linear layers and nowhere else"
-            raise PlanError("this model has no norm that MXNorm could take over", key="norm", value=norm, hint=hint)
+            seen = "; ".join(f"{path}: {reason}" for path, reason in list(found.left.items())[:3])
+            raise PlanError("this model has no norm that MXNorm could take over", key="norm", value=norm,
+                            place=seen or "it has no norm", hint=hint)  # fmt: skip
         self.gains: dict[str, MXNormGain] = {}
         self.of: dict[str, MXNormGain] = {}
         for pair in found.pairs:
@@ -98,7 +88,8 @@ class Takeover:
 def fold(model: nn.Module) -> nn.Module:
     """For inference: multiplies every gain that MXNorm took over into the weights behind it, once, in place.
 
-    The weights become W gamma, as they are cast in every forward before; the gains are gone.
+    The weights become W gamma, as they were cast in every forward before, and the gains become 1; names and shapes
+    stay, so that the state loads into the model before its conversion as well, and means the same there.
 
     Args:
         model: converted with `norm="mxnorm"`, or made of `MXNormLinear`.
@@ -110,9 +101,9 @@ def fold(model: nn.Module) -> nn.Module:
     if not layers:
         raise PlanError("the model has no MXNormLinear", key="model", value=type(model).__name__,
                         hint='isoscale.numerics.convert(model, recipe, norm="mxnorm") first')  # fmt: skip
-    for layer in layers:
-        layer.fold_gain()
-    for module in model.modules():
-        if isinstance(module, MXNormGain):
-            module.register_parameter("weight", None)
+    gains = [layer.fold_gain() for layer in layers]
+    with torch.no_grad():
+        for gain in gains:  # only now: several layers may share one
+            if gain is not None:
+                gain.fill_(1.0)
     return model

@@ -1,8 +1,9 @@
 """Which norms feed nothing but linear layers: what MXNorm can take over, found by running the model once.
 
 Names and classes only say where to look. A norm is one if it computes an RMSNorm (it is tried on random rows); its
-consumers are the layers that were given its very output. At the end the forward is run again with every norm moved
-into its consumers, in full precision: the result must be the same, so a use that was not seen cannot pass.
+consumers are the layers that were given its very output, in eval or in training mode. At the end the forward is run
+again, in eval mode, with every norm moved into its consumers, in full precision: the result must be the same, so a use
+that was not seen cannot pass there.
 """
 
 from __future__ import annotations
@@ -51,11 +52,13 @@ class Pairs:
 
     Args:
         pairs: in the order of the model's modules.
-        refused: path of a norm in front of a linear layer -> why it is not such a pair.
+        refused: path of a norm in front of a block-scaled linear layer -> why it is not such a pair.
+        left: path of any other norm -> why it was left alone.
     """
 
     pairs: tuple[Pair, ...]
     refused: dict[str, str]
+    left: dict[str, str]
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -80,13 +83,26 @@ def find_pairs(
     Raises:
         PlanError: no example could be guessed, or moving the norms changes the model's output.
     """
+    if hasattr(model, "_orig_mod"):
+        raise PlanError("a compiled model hides what its norms feed", key="model", value=type(model).__name__,
+                        hint="convert first, then torch.compile")  # fmt: skip
+    skip = (skip,) if isinstance(skip, str) else tuple(skip)
     inputs = make_example(model, example)
     norms = {path: module for path, module in model.named_modules() if _looks_like_a_norm(module)}
+    for name in skip:
+        if not any(fnmatchcase(normalise(path), name) for path in norms):
+            hint = "norms: " + ", ".join(list(norms)[:4])
+            raise PlanError("no norm has such a name", key="norm_skip", value=name, hint=hint)
     uses = _watch(model, norms, inputs)
-    pairs, refused = [], {}
+    pairs, refused, left = [], {}, {}
     for path, module in norms.items():
         linears = [use.path for use in uses[path] if use.linear]
-        if not any(casts(linear) for linear in linears) or any(fnmatchcase(normalise(path), name) for name in skip):
+        if any(fnmatchcase(normalise(path), name) for name in skip):
+            left[path] = "skipped"
+            continue
+        if not any(casts(linear) for linear in linears):
+            other = ", ".join(dict.fromkeys(use.path for use in uses[path])) or "nothing"
+            left[path] = f"its output goes to no block-scaled linear layer, but to {other}"
             continue
         reason = _why_not(model, module, uses[path], casts)
         if reason:
@@ -94,7 +110,7 @@ def find_pairs(
         else:
             unique = tuple(dict.fromkeys(linears))
             pairs.append(Pair(path, unique, _dim(module), float(_eps(module) or 0.0)))
-    found = Pairs(tuple(pairs), refused)
+    found = Pairs(tuple(pairs), refused, left)
     if pairs and not refused:
         _verify(model, found.pairs, inputs)
     return found
@@ -133,6 +149,9 @@ def _dim(module: nn.Module) -> int:
 def _why_not(model: nn.Module, module: nn.Module, uses: list[_Use], casts: Callable[[str], bool]) -> str:
     """Why a norm cannot be taken over, in one line; empty where it can."""
     name = type(module).__name__
+    gains = [key for key, _ in module.named_parameters(recurse=False) if key not in ("weight", "bias")]
+    if gains:
+        return f"{name} calls its gain {gains[0]!r}, not 'weight'"
     if isinstance(module, nn.LayerNorm | iso_nn.LayerNorm) or "layernorm" in name.lower():
         return f"{name} subtracts the mean of the row, which block maxima do not know"
     if getattr(module, "bias", None) is not None:
@@ -225,7 +244,8 @@ def _watch(model: nn.Module, norms: dict[str, nn.Module], inputs: Example) -> di
                     stack.callback(handle.remove)
         for path, module in norms.items():
             stack.enter_context(_output_of(module, _seen(watch, path)))
-        _forward(model, inputs, watch)
+        for training in (False, True):
+            _forward(model, inputs, watch, training)
     return watch.uses
 
 
@@ -257,9 +277,13 @@ def _output_of(module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) ->
             del module.split
 
 
-def _forward(model: nn.Module, inputs: Example, mode: TorchFunctionMode | None = None) -> list[Tensor]:
+def _forward(
+    model: nn.Module, inputs: Example, mode: TorchFunctionMode | None = None, training: bool = False
+) -> list[Tensor]:
+    """The output's tensors; buffers that a forward in training mode would move are put back."""
     was = {module: module.training for module in model.modules()}
-    model.eval()
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if training else []
+    model.train(training)
     devices = [p.device for p in model.parameters() if p.is_cuda][:1]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices), ExitStack() as stack:
@@ -273,8 +297,11 @@ def _forward(model: nn.Module, inputs: Example, mode: TorchFunctionMode | None =
             key="example", hint=f"give example= (a tensor, a tuple or a dict) for forward{inputs.signature}",
         ) from error  # fmt: skip
     finally:
-        for module, training in was.items():
-            module.training = training
+        for module, mode_ in was.items():
+            module.training = mode_
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
     return [value for value in tree_flatten(dict(out) if hasattr(out, "keys") else out)[0] if isinstance(value, Tensor)]
 
 
