@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
+from typing import Any
 
 from isoscale._base.errors import ConfigError, did_you_mean
 from isoscale.formats.block import BlockFormat
@@ -60,7 +61,8 @@ class Recipe:
             if not number or not 0 <= share <= 1:
                 hint = "0.1 is a tenth of the run" if key == "finish" else "0.125 is one block of eight"
                 raise ConfigError("a share lies in [0, 1]", key=f"numerics.{key}", value=share, hint=hint)
-        for patterns, formats in self.layers:
+        layers: Any = self.layers  # as they came
+        for patterns, formats in layers:
             if not isinstance(patterns, tuple) or not isinstance(formats, LayerFormats):
                 message = "a recipe's layers are pairs of patterns, a tuple, and LayerFormats"
                 hint = '((("*",), LayerFormats("mxfp4", "mxfp4", "bf16")),)'
