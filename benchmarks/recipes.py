@@ -188,13 +188,14 @@ def r2(loss: Losses) -> bool | None:
 def r5(loss: Losses) -> tuple[bool | None, bool | None]:
     """See R5: the plain cast, the block formats."""
     gap = {(rules, arm): paired(loss, rules, arm, "bf16") for rules in RULES for arm in SCALES[1:]}
-    if any(len(diffs) < 2 for diffs in gap.values()):
-        return None, None
-    mean = {key: float(diffs.mean()) for key, diffs in gap.items()}
-    plain = all(mean["u-mup", "fp8-all"] <= mean[rules, "fp8-all"] - 0.02 for rules in ("sp", "mup"))
-    spread = [max(mean[rules, arm] for rules in RULES) - min(mean[rules, arm] for rules in RULES)
-              for arm in ("mxfp8", "nvfp4")]  # fmt: skip
-    return plain, max(spread) <= 0.02
+    mean = {key: float(diffs.mean()) for key, diffs in gap.items() if len(diffs) >= 2}
+    plain = blocks = None
+    if all((rules, "fp8-all") in mean for rules in RULES):
+        plain = all(mean["u-mup", "fp8-all"] <= mean[rules, "fp8-all"] - 0.02 for rules in ("sp", "mup"))
+    if all((rules, arm) in mean for rules in RULES for arm in ("mxfp8", "nvfp4")):
+        blocks = all(max(mean[rules, arm] for rules in RULES) - min(mean[rules, arm] for rules in RULES) <= 0.02
+                     for arm in ("mxfp8", "nvfp4"))  # fmt: skip
+    return plain, blocks
 
 
 def noise_table() -> list[str]:
