@@ -192,7 +192,8 @@ def r5(loss: Losses) -> tuple[bool | None, bool | None]:
     plain = blocks = None
     if all((rules, "fp8-all") in mean for rules in RULES):
         plain = all(mean["u-mup", "fp8-all"] <= mean[rules, "fp8-all"] - 0.02 for rules in ("sp", "mup"))
-    if all((rules, arm) in mean for rules in RULES for arm in ("mxfp8", "nvfp4")):
+    wide = [interval(gap[rules, arm])[2] - mean.get((rules, arm), 0.0) for rules in RULES for arm in ("mxfp8", "nvfp4")]
+    if max(wide) <= 0.02:  # intervals wider than the bound decide nothing (this line came after the first rows)
         blocks = all(max(mean[rules, arm] for rules in RULES) - min(mean[rules, arm] for rules in RULES) <= 0.02
                      for arm in ("mxfp8", "nvfp4"))  # fmt: skip
     return plain, blocks
