@@ -338,6 +338,24 @@ def test_folding_gains_for_inference(make: Any) -> None:
     assert float((exact - want).norm() / want.norm()) < 0.25
 
 
+def test_the_norm_is_done_once_and_recorded_as_cast(monkeypatch: pytest.MonkeyPatch) -> None:
+    from isoscale.kernels import cpu_norm
+    from isoscale.nn.mxnorm_estimate import Estimator
+
+    if not cpu_norm.available():
+        pytest.skip(cpu_norm.why_not())
+    model = decoder()
+    convert(model, "mxfp8", norm="mxnorm")
+    stats = {(row["layer"], row["operand"]): row for row in iso.numerics.cast_stats(model, lambda: model(IDS, IDS))}
+    assert stats["blocks.0.attn.qkv", "input"]["rms"] == pytest.approx(1.0, abs=0.15)  # x / r, not x
+    layer = model.blocks[0].attn.qkv  # type: ignore[union-attr]
+    before = layer.casts["input"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Estimator, "rms", lambda self, x: pytest.fail("r is the kernel's, and nobody records"))
+        model(IDS)
+    assert layer.casts["input"] == before + 1
+
+
 def test_copies_train_modes_and_switches() -> None:
     model = decoder(norm="trainable").eval()
     convert(model, "nvfp4", norm="mxnorm")

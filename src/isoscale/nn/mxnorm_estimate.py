@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ from torch.nn.functional import pad
 from isoscale._base.errors import ConfigError, did_you_mean
 from isoscale.formats.block import BlockFormat
 
-Estimate = Literal["raw", "rounded"]
 ESTIMATES = ("raw", "rounded")
 TABLE = 256
 

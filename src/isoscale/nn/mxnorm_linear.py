@@ -127,14 +127,16 @@ class _NormedMatmulJvp(_NormedMatmul):
 def _cast_input(
     x: Tensor, engine: Engine, estimator: Estimator, ride: bool, note: Note | None
 ) -> tuple[Any, Tensor]:
-    """The left operand, which is the cast of x / r (of x itself where 1 / r rides on the product); and r."""
+    """The left operand, which is the cast of x / r (of x itself where 1 / r rides on the product); and r.
+
+    `note` is told x as it came: x / r is made by the kernel alone, and who records makes it again.
+    """
     fmt = engine.pairs[FORWARD][0]
+    if note is not None and fmt is not None:
+        note(OPERANDS[FORWARD][0], str(fmt) if isinstance(fmt, BlockFormat) else fmt.name, x, -1)
     if engine.kinds[FORWARD] is not None or not isinstance(fmt, BlockFormat):  # codes; or the switch to BF16
         rms = estimator.rms(x)
-        return engine.cast(FORWARD, 0, _wide(x) if ride else estimator.normed(x, rms), -1, note), rms
-    if note is not None:
-        told = _wide(x) if ride else estimator.normed(x, estimator.rms(x))
-        note(OPERANDS[FORWARD][0], str(fmt), told, -1)
+        return engine.cast(FORWARD, 0, _wide(x) if ride else estimator.normed(x, rms), -1, None), rms
     low = x.dtype in engine.low[FORWARD] or x.dtype == torch.float64
     return cast_normed(x, fmt, estimator, x.dtype if low else torch.float32, ride)
 
@@ -231,6 +233,11 @@ class MXNormLinear(CastLinear):
         if gain is not None and self.weight is not None:
             self.weight.copy_((_wide(self.weight) * _along(_wide(gain), self.w_axis)).to(self.weight.dtype))
         return gain
+
+    def _note(self, operand: str, fmt: str, x: Tensor, axis: int) -> None:
+        if self.recorder is not None and operand == OPERANDS[FORWARD][0] and not self.ride:
+            x = self.estimator.normed(x, self.estimator.rms(x))
+        super()._note(operand, fmt, x, axis)
 
     def _multiply(self, flat: Tensor, weight: Tensor, scales: tuple[float, float, float], tokens: int) -> Tensor:
         check_input(flat)
