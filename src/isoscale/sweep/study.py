@@ -167,6 +167,7 @@ class _Watch:
                 )
             open_rows = [row for row in trial_rows(self.study) if row.state in ("waiting", "running")]
             if not open_rows:
+                self.report()  # what ended since the first look
                 return
             self._keep_alive(min(self.config.sweep.workers, len(open_rows)))
             optuna.storages.fail_stale_trials(self.study)
