@@ -135,8 +135,12 @@ class Engine:
         if kind is not None and isinstance(fmt, BlockFormat):
             return hardware.encode_operand(x, fmt, axis, **rounding)
         if not (isinstance(fmt, ElementFormat) and fmt.name == "bf16" and x.dtype == torch.bfloat16):
-            x = fake_cast(x, fmt, axis=axis, **rounding)
+            x = self.fake_cast(x, fmt, axis, rounding)
         return x if axis == -1 else x.mT
+
+    def fake_cast(self, x: Tensor, fmt: Format, axis: int, rounding: dict[str, Any]) -> Tensor:
+        """Who rounds an operand; a subclass may round another kind of tensor."""
+        return fake_cast(x, fmt, axis=axis, **rounding)
 
     def product(
         self, which: int, left: Tensor | Codes, right: Tensor | Codes, alpha: float, dtype: torch.dtype

@@ -1,0 +1,87 @@
+"""Where rescales stand: visible in `print(model)`, movable, each with a statistic and a period.
+
+Norms recalibrate activations on the way forward; nothing recalibrates gradients on the way back. So the paper puts one
+rescale of the gradient at the input of each norm: two in a transformer block, where scaling every operand of every matmul takes 18
+(arXiv 2407.17353, section 3).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from isoscale._base.errors import ConfigError, did_you_mean
+from isoscale.scalify.ops import Rescale
+
+_CHILD = "rescale"
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation over features, known by class or by its name."""
+    name = type(module).__name__
+    known = isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
+    return known or name.endswith(("LayerNorm", "RMSNorm", "MXNorm"))
+
+
+def _before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    step = getattr(module, _CHILD, None)
+    if step is None or not args or not isinstance(args[0], Tensor):
+        return None
+    return (step(args[0]), *args[1:])
+
+
+def place(
+    model: nn.Module, path: str, statistic: str = "l2", direction: str = "backward", period: int = 1
+) -> Rescale:
+    """Put a rescale before a module; one that stands there gives way.
+
+    Args:
+        model: that holds the module.
+        path: of the module, as in `model.named_modules()`.
+        statistic: `l2`, `l1` or `max`.
+        direction: `backward` for the gradient of the module's input, `forward` for the input.
+        period: in calls.
+
+    Raises:
+        ConfigError: no such module; see `Rescale`.
+    """
+    modules = dict(model.named_modules())
+    if path not in modules:
+        raise ConfigError("no such module", key="path", value=path, hint=did_you_mean(path, [p for p in modules if p]))
+    module, step = modules[path], Rescale(statistic, direction, period)
+    if not hasattr(module, _CHILD):
+        module.register_forward_pre_hook(_before)
+    device = next((p.device for p in module.parameters()), None)
+    setattr(module, _CHILD, step if device is None else step.to(device))
+    return step
+
+
+def take_away(model: nn.Module, path: str) -> None:
+    """Remove the rescale before a module.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    module = dict(model.named_modules()).get(path)
+    if module is None or getattr(module, _CHILD, None) is None:
+        raise ConfigError("no rescale stands there", key="path", value=path,
+                          hint=did_you_mean(path, list(placements(model))))  # fmt: skip
+    setattr(module, _CHILD, None)
+
+
+def placements(model: nn.Module) -> dict[str, Rescale]:
+    """Module path -> the rescale before it."""
+    return {
+        path.rpartition(".")[0]: module
+        for path, module in model.named_modules()
+        if isinstance(module, Rescale) and path.rpartition(".")[2] == _CHILD
+    }
+
+
+def place_at_norms(model: nn.Module, statistic: str = "l2", period: int = 1) -> list[str]:
+    """One rescale of the gradient at the input of every norm; their paths."""
+    paths = [path for path, module in model.named_modules() if is_norm(module) and path]
+    for path in paths:
+        place(model, path, statistic, "backward", period)
+    return paths
