@@ -54,15 +54,17 @@ class Rule:
 
 
 _TABLE: dict[OpOverload, Rule] = {}
+_LATER: dict[str, tuple[RuleFunction, Kind]] = {}
 TABLE = MappingProxyType(_TABLE)
 """Read only; `rule` adds to it."""
 
 
-def rule(*ops: OpOverload, kind: Kind = "rule", replace: bool = False) -> Callable[[RuleFunction], RuleFunction]:
+def rule(*ops: OpOverload | str, kind: Kind = "rule", replace: bool = False) -> Callable[[RuleFunction], RuleFunction]:
     """Register a rule for one or several operators.
 
     Args:
-        ops: overloads, such as `torch.ops.aten.tanh.default` or an operator of your own.
+        ops: overloads, such as `torch.ops.aten.tanh.default` or an operator of your own; `prims::fma`, a name, for one
+            that exists only once its library is imported.
         kind: `layout` if the output keeps the input's scale by moving elements, otherwise `rule`.
         replace: take the place of a rule that is there.
 
@@ -72,6 +74,9 @@ def rule(*ops: OpOverload, kind: Kind = "rule", replace: bool = False) -> Callab
 
     def register(function: RuleFunction) -> RuleFunction:
         for op in ops:
+            if isinstance(op, str) and "::" in op:
+                _LATER[op] = (function, kind)
+                continue
             if not isinstance(op, OpOverload):
                 raise ConfigError(
                     "a rule is for one overload of an operator", key="ops", value=str(op), place=function.__name__,
@@ -133,6 +138,9 @@ def functional(op: OpOverload) -> OpOverload | None:
 
 def find(op: OpOverload) -> Rule | None:
     """The rule of an operator, or of its functional form where it writes into its inputs."""
+    if op not in _TABLE and op.name() in _LATER:
+        function, kind = _LATER.pop(op.name())
+        rule(op, kind=kind)(function)
     row = _TABLE.get(op)
     if row is None and writes(op):
         other = functional(op)
