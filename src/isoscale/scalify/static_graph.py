@@ -11,8 +11,10 @@ What is lost: scales are those of compile time. Data drift from unit RMS as para
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_any, tree_leaves, tree_map
 
+import isoscale
 from isoscale.scalify import registry, scales
 from isoscale.scalify.errors import RuleError
 from isoscale.scalify.pair import Pair, times, value
@@ -31,6 +34,7 @@ _SIZES = {aten.sym_size.int, aten.sym_stride.int, aten.sym_numel.default, aten.s
 _LINEAR = {aten.mm.default: (0, 1), aten.addmm.default: (1, 2)}
 _E4M3, _E5M2 = (torch.float8_e4m3fn, 448.0), (torch.float8_e5m2, 57344.0)
 _HALF_MAX = 65504.0
+_NOT_THEIRS = tuple(str(Path(path).resolve().parent) for path in (torch.__file__, isoscale.__file__))
 
 
 @dataclass
@@ -73,6 +77,8 @@ def rewrite(
     with fx.traceback.preserve_node_meta():
         made = make_fx(flat, dict(decompositions), _allow_non_fake_inputs=True)(*inputs)
     made.graph.eliminate_dead_code()
+    for new, old in zip(made.graph.find_nodes(op="placeholder"), module.graph.find_nodes(op="placeholder"), strict=True):
+        new.meta["desc"] = old.meta.get("desc")  # which input of the user's it is
     return made
 
 
@@ -187,10 +193,10 @@ class _Runner(fx.Interpreter):
         )  # fmt: skip
 
     def _line(self) -> str:
-        """Where the user wrote it: the last frame of the node's stack trace."""
-        lines = [line.strip() for line in (self.node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-        at = max((i for i, line in enumerate(lines) if line.startswith("File ")), default=None)
-        return "" if at is None else ": ".join(lines[at : at + 2])
+        """Where the user wrote it: the innermost frame of the node's stack trace outside torch and isoscale."""
+        frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)\n\s*(.*)', self.node.meta.get("stack_trace") or "")
+        theirs = [frame for frame in frames if not frame[0].startswith(_NOT_THEIRS)] or frames
+        return "" if not theirs else "{}:{} in {}: {}".format(*theirs[-1])
 
 
 def _split(target: OpOverload, args: Any, kwargs: Any) -> Any:
@@ -236,7 +242,7 @@ def replace(module: fx.GraphModule, made: fx.GraphModule) -> None:
     """
     graph = module.graph
     end = graph.output_node()
-    meta, kind = end.meta, type(end.args[0])
+    meta, kind = end.meta, tuple if isinstance(end.args[0], tuple) else list
     for node in reversed(list(graph.nodes)):
         if node.op != "placeholder":
             graph.erase_node(node)
