@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch._ops import OpOverload
@@ -29,6 +29,7 @@ from isoscale._base.errors import ConfigError, did_you_mean
 
 Kind = Literal["layout", "rule"]
 RuleFunction = Callable[..., Any]
+F = TypeVar("F", bound=RuleFunction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ TABLE = MappingProxyType(_TABLE)
 """Read only; `rule` adds to it."""
 
 
-def rule(*ops: OpOverload | str, kind: Kind = "rule", replace: bool = False) -> Callable[[RuleFunction], RuleFunction]:
+def rule(*ops: OpOverload | str, kind: Kind = "rule", replace: bool = False) -> Callable[[F], F]:
     """Register a rule for one or several operators.
 
     Args:
@@ -72,7 +73,7 @@ def rule(*ops: OpOverload | str, kind: Kind = "rule", replace: bool = False) -> 
         ConfigError: an operator has a rule already, or is none.
     """
 
-    def register(function: RuleFunction) -> RuleFunction:
+    def register(function: F) -> F:
         for op in ops:
             if isinstance(op, str) and "::" in op:
                 _LATER[op] = (function, kind)
@@ -119,8 +120,8 @@ def writes(op: OpOverload) -> bool:
 
 
 def functional(op: OpOverload) -> OpOverload | None:
-    """The form of an in-place or out= operator that writes nowhere: add_.Tensor -> add.Tensor; None if there is none."""
-    namespace, name = op._schema.name.split("::")
+    """The form of an in-place or out= operator that writes nowhere: add_.Tensor -> add.Tensor; None without one."""
+    namespace, _, name = str(op._schema.name).partition("::")
     overload = op._overloadname
     if name.endswith("_") and not name.endswith("__"):
         name = name[:-1]

@@ -1,5 +1,43 @@
 """Every rule that isoscale ships; importing this fills the table."""
 
-from isoscale.scalify.rules import arithmetic, layout, matmul, reduce
+from isoscale.scalify.rules import (
+    activation,
+    arithmetic,
+    attention,
+    compare,
+    conv,
+    creation,
+    exponential,
+    layout,
+    loss,
+    matmul,
+    norm,
+    optimiser,
+    pool,
+    power,
+    recurrent,
+    reduce,
+    select,
+    softmax,
+)
 
-__all__ = ["arithmetic", "layout", "matmul", "reduce"]
+__all__ = [
+    "activation",
+    "arithmetic",
+    "attention",
+    "compare",
+    "conv",
+    "creation",
+    "exponential",
+    "layout",
+    "loss",
+    "matmul",
+    "norm",
+    "optimiser",
+    "pool",
+    "power",
+    "recurrent",
+    "reduce",
+    "select",
+    "softmax",
+]
