@@ -139,8 +139,8 @@ def functional(op: OpOverload) -> OpOverload | None:
 
 def find(op: OpOverload) -> Rule | None:
     """The rule of an operator, or of its functional form where it writes into its inputs."""
-    if op not in _TABLE and op.name() in _LATER:
-        function, kind = _LATER.pop(op.name())
+    if op not in _TABLE and op._schema.name in _LATER:
+        function, kind = _LATER.pop(op._schema.name)
         rule(op, kind=kind)(function)
     row = _TABLE.get(op)
     if row is None and writes(op):

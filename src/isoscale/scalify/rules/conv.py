@@ -1,7 +1,7 @@
 """Convolutions: a sum over k = fan-in terms gets the scale r = floor2(sqrt(k)); so do the two gradients.
 
-1 / r goes into the operand that is summed over (exact for powers of two), before half results are rounded; fp16 on a CPU
-is convolved in float32. The authors' package leaves r out.
+1 / r goes into the operand that is summed over (exact for powers of two), before half results are rounded; fp16 on a
+CPU is convolved in float32. The authors' package leaves r out.
 """
 
 from __future__ import annotations

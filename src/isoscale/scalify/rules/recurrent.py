@@ -1,6 +1,6 @@
-"""The fused recurrent layer of CPUs: on values, states under 1 (they are bounded), gradients linear in what comes back.
+"""The fused recurrent layer of CPUs: on values, states under 1 (bounded), gradients linear in what comes back.
 
-In float64, with projections, and for GRUs and plain RNNs, torch decomposes into products and gates that have their rules.
+In float64, with projections, and for GRUs and plain RNNs, torch decomposes into products and gates with rules.
 """
 
 from __future__ import annotations

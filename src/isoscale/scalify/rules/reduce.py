@@ -103,12 +103,9 @@ def _spread(op: Any, power_of_scale: int, with_mean: bool) -> Any:
     return spread
 
 
-for _name, _op, _power in (("var", torch.var, 2), ("std", torch.std, 1)):
-    for _overload in ops(f"{_name}.correction"):
-        rule(_overload)(_spread(_op, _power, False))
-for _name, _op, _power in (("var_mean", torch.var_mean, 2), ("std_mean", torch.std_mean, 1)):
-    for _overload in ops(f"{_name}.correction"):
-        rule(_overload)(_spread(_op, _power, True))
+for _name, _power in (("var", 2), ("std", 1), ("var_mean", 2), ("std_mean", 1)):
+    for _op in ops(f"{_name}.correction"):
+        rule(_op)(_spread(getattr(torch, _name), _power, _name.endswith("mean")))
 
 
 @rule(*ops("linalg_vector_norm"))
@@ -117,7 +114,7 @@ def vector_norm(
 ) -> Pair:
     """s = s_x r for order 2, s_x r^2 for 1, else s_x; r = floor2(sqrt(N)). Assumes N elements of like size."""
     r = float(scales.floor_root(size(x.data, dim)))
-    factor = {2: r, 1: r * r, 0: r * r}.get(ord, 1.0)
+    factor = r if ord == 2 else r * r if ord in (0, 1) else 1.0
     out = torch.linalg.vector_norm(wide(x.data), ord, dim, keepdim)
     s = scales.mul(x.scale, factor) if ord != 0 else factor
     return Pair((out * (1.0 / factor)).to(dtype or x.data.dtype), s)

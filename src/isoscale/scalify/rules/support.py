@@ -38,7 +38,7 @@ def dtype_of(*xs: Any) -> torch.dtype:
     tensors = [x for x in tensors if isinstance(x, Tensor)]
     floats = [x for x in tensors if x.is_floating_point()]
     strong = [x for x in floats if x.dim()] or floats
-    out = strong[0].dtype
+    out: torch.dtype = strong[0].dtype
     for x in strong[1:]:
         out = torch.promote_types(out, x.dtype)
     return out
