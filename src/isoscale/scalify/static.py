@@ -152,8 +152,8 @@ def _source(node: fx.Node, x: Tensor) -> tuple[str, str]:
     path = re.findall(r"_(?:modules|parameters|buffers)\['([^']+)'\]", text)
     if path:
         return normalise(".".join(path)), "buffer" if "_buffers[" in text else "parameter"
-    named = re.fullmatch(r"[LG]\['([^']+)'\]", text)
-    return named[1] if named else text, "parameter" if isinstance(x, nn.Parameter) else "input"
+    keys = [a or b for a, b in re.findall(r"\['?([^]']+)'?\]|\.(\w+)", text)]  # L['batch']['x'], L['args'][0]
+    return ".".join(keys) or text, "parameter" if isinstance(x, nn.Parameter) else "input"
 
 
 def _scale(x: Tensor, kind: str) -> float:

@@ -21,9 +21,14 @@ _WIDE = (torch.float32, torch.float64)
 
 
 def fold(module: fx.GraphModule) -> int:
-    """Rewrite products in place; returns how many factors went into one."""
+    """Rewrite products in place, drop factors of 1; returns how many factors went."""
     count = 0
     for node in list(module.graph.nodes):
+        if _factor(node) == 1.0:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+            count += 1
+            continue
         zero_beta = node.target is aten.addmm.default and node.kwargs.get("beta") == 0
         if (node.target is aten.mm.default or zero_beta) and node.meta["val"].dtype in _WIDE:
             count += _fold_one(module.graph, node)
@@ -65,8 +70,11 @@ def _factor(node: fx.Node) -> float | None:
     """The power of two that a node multiplies its first operand by, if that is all it does."""
     if node.target is not aten.mul.Tensor or not isinstance(node.args[1], (int, float)):
         return None
-    factor = float(node.args[1])
-    return factor if is_power_of_two(factor) and node.meta["val"].dtype in _WIDE else None
+    source, factor = node.args[0], float(node.args[1])
+    if not isinstance(source, fx.Node):
+        return None
+    same = node.meta["val"].dtype == source.meta["val"].dtype in _WIDE
+    return factor if same and is_power_of_two(factor) else None
 
 
 def _bare(graph: fx.Graph, before: fx.Node, operand: fx.Node) -> tuple[fx.Node, float]:
