@@ -51,6 +51,19 @@ for _op in VIEWS + MANY + COPIES:
     _keeps(_op)
 
 
+def _turns(op: OpOverload) -> None:
+    def turn(x: Pair, *args: Any, **kwargs: Any) -> Pair:
+        """s = s_x; the tensor itself gets the new shape"""
+        op(x.data, *args, **kwargs)
+        return x
+
+    rule(op, kind="layout")(turn)
+
+
+for _op in ops("transpose_", "t_", "squeeze_", "squeeze_.dim", "squeeze_.dims", "unsqueeze_"):
+    _turns(_op)
+
+
 @rule(*ops("_to_copy"), kind="layout")
 def to_copy(x: Pair, dtype: torch.dtype | None = None, **kwargs: Any) -> Pair | Tensor:
     """s = s_x: only the data are cast. Integers and booleans are made of the value and are plain."""
