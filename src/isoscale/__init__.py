@@ -9,7 +9,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from isoscale import check, config, formats, models, nn, numerics, planning, presets, probe, report, rules, sweep
+    from isoscale import (
+        check,
+        config,
+        formats,
+        models,
+        nn,
+        numerics,
+        planning,
+        presets,
+        probe,
+        report,
+        rules,
+        scalify,
+        sweep,
+    )
     from isoscale._base.errors import IsoscaleError
     from isoscale.config import RunConfig, Scale
     from isoscale.planning import Plan, export, infer_roles, plan
@@ -29,11 +43,11 @@ _NAMES = {
     "train": "isoscale.train",
 }
 _FOLDERS = ("check", "config", "formats", "models", "nn", "numerics", "planning", "presets", "probe", "report", "rules",
-            "sweep")  # fmt: skip
+            "scalify", "sweep")  # fmt: skip
 
 __all__ = [
     "IsoscaleError", "Plan", "RunConfig", "RunResult", "Scale", "check", "config", "export", "formats", "infer_roles",
-    "models", "nn", "numerics", "plan", "planning", "presets", "probe", "report", "rules", "sweep", "train",
+    "models", "nn", "numerics", "plan", "planning", "presets", "probe", "report", "rules", "scalify", "sweep", "train",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from isoscale.cli.init import init
 from isoscale.cli.plan import plan
 from isoscale.cli.quickstart import quickstart
 from isoscale.cli.report import report
+from isoscale.cli.scalify import scalify
 from isoscale.cli.sweep import sweep
 from isoscale.cli.train import train
 from isoscale.cli.transfer import transfer
@@ -24,5 +25,6 @@ app.command("eval", short_help="Evaluate a run's newest checkpoint.")(evaluate)
 app.command("generate", short_help="Sample text from a run.")(generate)
 app.command("report", short_help="Write one static HTML page about a folder.")(report)
 app.command("check", short_help="Does this model transfer?")(check)
+app.command("scalify", short_help="What scales predict for a model, and what is measured.")(scalify)
 app.add_typer(formats_app, name="formats", short_help="Number formats: list, show, measure on a file.")
 app.command("doctor", short_help="Say what this machine can do.")(doctor)

@@ -1,4 +1,4 @@
-"""`custom_scale`: a function with a scale rule of one's own (described in arXiv 2407.17353, section 2; never shipped there)."""
+"""`custom_scale`: a function with a scale rule of one's own (described in arXiv 2407.17353, section 2)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from isoscale._base.errors import ConfigError
+from isoscale.scalify import scales
 from isoscale.scalify.pair import Pair
 from isoscale.scalify.registry import rule
 
@@ -79,7 +80,7 @@ def custom_scale(
         from isoscale.scalify.tensor import ScaledTensor
 
         def wrap(x: Any) -> Any:
-            return ScaledTensor(x.data, x.scale) if isinstance(x, Pair) else x
+            return ScaledTensor(x.data, scales.as_tensor(x.scale, x.data)) if isinstance(x, Pair) else x
 
         return [Pair(g._data, g._scale) if isinstance(g, ScaledTensor) else g
                 for g in plain_backward(wrap(grad), *map(wrap, xs))]  # fmt: skip

@@ -1,7 +1,7 @@
 """Matmuls with cast operands, on scaled tensors: the casts act on the data.
 
-The layers are those of `isoscale.numerics.convert`; only who rounds an operand is another. Data stand near unit RMS, so an element
-format needs no statistic and no scale of its own; a block format measures its own on top.
+The layers are those of `isoscale.numerics.convert`; only who rounds an operand is another. Data stand near unit RMS,
+so an element format needs no statistic and no scale of its own; a block format measures its own on top.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from isoscale._base.errors import ConfigError, IsoscaleError
 from isoscale.scalify import registry
 
-_OURS = str(Path(__file__).resolve().parent.parent)
+_OURS = str(Path(__file__).resolve().parent)
 _TORCH = str(Path(torch.__file__).resolve().parent)
 
 
@@ -21,7 +21,7 @@ class RuleError(IsoscaleError):
 
 
 def user_line() -> str:
-    """The innermost line of code that is neither torch's nor ours: `file:12 in forward: x.foo()`."""
+    """The innermost line of code that is neither torch's nor of this folder: `file:12 in forward: x.foo()`."""
     for frame in reversed(traceback.extract_stack()):
         if not frame.filename.startswith((_OURS, _TORCH, "<")):
             return f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
@@ -36,6 +36,9 @@ def missing_rule(op: OpOverload, writes: bool) -> RuleError:
             f"write it out of place, register its functional form with @iso.scalify.rule, or work on "
             f"iso.scalify.as_plain(x); {registry.suggestion(op)}"
         )
+    elif op.namespace in ("c10d", "_c10d_functional"):
+        message = f"{op} would add data that stand under different scales"
+        hint = "iso.scalify.all_reduce(x), reduce_scatter, all_gather; iso.scalify.reduce_gradients(model.parameters())"
     else:
         message = f"{op} has no scale rule"
         hint = (

@@ -3,9 +3,9 @@
 Operators of torch (`isoscale::rescale` and kin), so that a scaled tensor meets them in its dispatch like any other and
 compiled graphs hold them. On plain tensors rescales do nothing and casts cast the values, so one model runs both ways.
 
-Dynamic rescales (Scalify, arXiv 2407.17353, section 3): a statistic n of the *data*, rounded down to a power of two, moves from the
-data into the scale: exact. The authors bound one call's n to 2^-14 from below; here data of zeros and data that are not finite
-are left alone and there is no bound.
+Dynamic rescales (Scalify, arXiv 2407.17353, section 3): a statistic n of the *data*, rounded down to a power of two,
+moves from the data into the scale: exact. The authors bound one call's n to 2^-14 from below; here data of zeros and
+data that are not finite are left alone and there is no bound.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def statistic_of(data: Tensor, statistic: str) -> Tensor:
 
 @rule(torch.ops.isoscale.rescale.default)
 def rescale_rule(x: Pair, statistic: str, due: Tensor | None = None) -> Pair:
-    """s = s_x n, n the statistic of the data: measured, not predicted. A static scale stays: it has no step to measure."""
+    """s = s_x n, n the statistic of the data: measured, not predicted. A static scale stays as it is."""
     if not isinstance(x.scale, Tensor):
         return Pair(x.data.clone(), x.scale)
     n = statistic_of(x.data, statistic)
@@ -77,6 +77,11 @@ class _OnGradient(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         return ctx.change(grad), None
+
+
+def _on_gradient(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    result: Tensor = _OnGradient.apply(x, change)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _checked(statistic: str) -> str:
@@ -109,8 +114,7 @@ def rescale_grad(x: Tensor, statistic: str = "l2", due: Tensor | None = None) ->
     statistic = _checked(statistic)
     if not isinstance(x, ScaledTensor):
         return x
-    result: Tensor = _OnGradient.apply(x, lambda grad: torch.ops.isoscale.rescale(grad, statistic, due))
-    return result
+    return _on_gradient(x, lambda grad: torch.ops.isoscale.rescale(grad, statistic, due))
 
 
 def rescale_l2(x: Tensor) -> Tensor:
@@ -228,8 +232,7 @@ def cast_on_forward(x: Tensor, fmt: str, axis: int = -1) -> Tensor:
 def cast_on_backward(x: Tensor, fmt: str, axis: int = -1) -> Tensor:
     """x itself; the data of its gradient are rounded to a format. Arguments as for `cast_on_forward`."""
     by_name(fmt)
-    result: Tensor = _OnGradient.apply(x, lambda grad: torch.ops.isoscale.cast_data(grad, fmt, axis))
-    return result
+    return _on_gradient(x, lambda grad: torch.ops.isoscale.cast_data(grad, fmt, axis))
 
 
 @torch.library.custom_op("isoscale::set_scale", mutates_args=())

@@ -88,7 +88,7 @@ class ScaledOptimizer(torch.optim.Optimizer):
         return self.moments
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; `closure` is called with gradients on, and its loss returned."""
         loss = None
         if closure is not None:
@@ -173,14 +173,14 @@ def _run(
             if pair is not None:
                 kept = store(pair, kind, None if bits is None else bits + (at + 1) * 374761393)
                 moment[0].copy_(kept.data)
-                moment[1].copy_(kept.scale)  # type: ignore[arg-type]
+                moment[1].copy_(kept.scale)
         if master[0] is not weight[0]:
             master[0].copy_(w.data)
-            master[1].copy_(w.scale)  # type: ignore[arg-type]
+            master[1].copy_(w.scale)
             bits = None
         low = KINDS[WEIGHT[weight[0].dtype]]
         weight[0].copy_(rounded(w.data, low, bits))
-        weight[1].copy_(w.scale)  # type: ignore[arg-type]
+        weight[1].copy_(w.scale)
 
 
 class ScaledAdamW(ScaledOptimizer):

@@ -28,7 +28,7 @@ class Pair:
 
 
 def times(data: Any, factor: Scale) -> Any:
-    """data * factor in the data's own dtype, rounded once; a factor beyond fp16's range does not overflow on the way."""
+    """data * factor in the data's own dtype, rounded once; a factor beyond fp16's range is no harm."""
     if not isinstance(factor, Tensor) and factor == 1:
         return data
     if isinstance(data, Tensor) and data.dtype in _HALF:

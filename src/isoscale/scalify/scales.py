@@ -1,9 +1,9 @@
 """Arithmetic on scales: exact, for powers of two, the same for a 0-d tensor and for a Python number.
 
-A scale is a power of two, or 0: "any scale". 0 goes with data that mean the same under every scale (zeros, infinities),
-so that such an operand adopts the scale of the others (Scalify, arXiv 2407.17353, its ANY_SCALE). Rules are written once
-with these functions. With tensors they run inside the graph (scales that change while training); with Python numbers
-they are gone when the graph is made (the static front end).
+A scale is a power of two, or 0: "any scale". 0 goes with data that mean the same under every scale (zeros,
+infinities), so that such an operand adopts the scale of the others (Scalify, arXiv 2407.17353, its ANY_SCALE). Rules
+are written once with these functions. With tensors they run inside the graph (scales that change while training); with
+Python numbers they are gone when the graph is made (the static front end).
 
 Scales are float32 where they are tensors: the exponent range of E8M0, 2^-126 to 2^127. A product below it would read as
 "any scale"; nothing that trains comes near.
@@ -74,11 +74,11 @@ def root(s: Scale) -> tuple[Scale, Scale]:
         exponent = math.frexp(s)[1] - 1
         odd = exponent % 2
         return 2.0**odd, 2.0 ** ((exponent - odd) // 2)
-    exponent = (s.view(torch.int32) >> 23) - 127
-    odd = exponent & 1
-    half = (((exponent - odd) >> 1) + 127) << 23
+    power = (s.view(torch.int32) >> 23) - 127
+    odds = power & 1
+    half = (((power - odds) >> 1) + 127) << 23
     none = s == 0
-    return (torch.where(none, 1, 1 + odd)).float(), torch.where(none, 0, half).to(torch.int32).view(torch.float32)
+    return (torch.where(none, 1, 1 + odds)).float(), torch.where(none, 0, half).to(torch.int32).view(torch.float32)
 
 
 def floor_root(n: int) -> int:

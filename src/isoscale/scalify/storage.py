@@ -1,4 +1,4 @@
-"""How optimiser state and weights are kept between steps: fp32, bf16 or fp16 data under one scale, or fp8 under one per block.
+"""How optimiser state and weights are kept between steps: wide or fp16 under one scale, or fp8 under one per block.
 
 Each step works in float32 data and stores the result rounded. Stochastically by default: an average with beta2 = 0.999
 moves by less than half an ulp of fp16 most of the time, and rounding to nearest then stalls it, with a bias. The random

@@ -35,7 +35,6 @@ from isoscale.scalify import registry, scales
 from isoscale.scalify import rules as rules  # fills the table
 from isoscale.scalify.errors import missing_rule, wrong_scale
 from isoscale.scalify.pair import Pair, under, value
-from isoscale.scalify.scales import Scale
 
 _FOREACH = "aten::_foreach_"
 
@@ -73,16 +72,16 @@ class ScaledTensor(Tensor):
     _part: bool
     _options: Options
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, data: Tensor, scale: Tensor, part: bool = False, options: Options = PLAIN_OPTIONS) -> ScaledTensor:
-        out = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        out = Tensor._make_wrapper_subclass(
             cls, data.size(), strides=data.stride(), storage_offset=data.storage_offset(), dtype=data.dtype,
             device=data.device, layout=data.layout, requires_grad=data.requires_grad,
         )  # fmt: skip
         out._data, out._scale, out._part, out._options = data, scale, part, options
-        return out  # type: ignore[no-any-return]
+        return out
 
     @property
     def data_part(self) -> Tensor:
@@ -103,12 +102,18 @@ class ScaledTensor(Tensor):
     ) -> ScaledTensor:
         return ScaledTensor(inner["_data"], inner["_scale"], meta[0], meta[1])
 
+    def _stable_hash_for_caching(self) -> str:
+        """What a compiled graph depends on beside shapes and dtypes: the rules."""
+        d, s = self._data, self._scale
+        shape = (tuple(d.shape), d.stride(), d.dtype, d.device, tuple(s.shape), self._part)
+        return repr((type(self).__name__, shape, sorted(self._options.fallback), registry.version()))
+
     def __coerce_same_metadata_as_tangent__(self, meta: Any, kind: type | None = None) -> Tensor:
         if kind is None or kind is ScaledTensor:
             return ScaledTensor(self._data, self._scale, meta[0], meta[1])
         return as_plain(self)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         shape, kind = tuple(self.shape), str(self.dtype).removeprefix("torch.")
         grad = ", requires_grad=True" if self.requires_grad else ""
         if type(self._data) not in (Tensor, torch.nn.Parameter) or self._data.is_meta:
@@ -120,7 +125,9 @@ class ScaledTensor(Tensor):
         return f"ScaledTensor(shape={shape}, {kind}, scale={shown}, data rms={rms:.3g}{small}{grad})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         options = _options(args, kwargs)
         if registry.writes(func) and func not in registry.TABLE:
@@ -136,7 +143,7 @@ class ScaledTensor(Tensor):
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, ScaledTensor)]
         result = tree_map(lambda leaf: _wrap(leaf, func, given, options), out)
         if func.is_view or registry.writes(func):
-            return return_and_correct_aliasing(func, args, kwargs, result)
+            return return_and_correct_aliasing(func, args, kwargs, result)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -198,7 +205,7 @@ def write(target: Tensor, result: Pair | Tensor) -> None:
         target.copy_(value(result) if isinstance(result, Pair) else result)
         return
     pair = result if isinstance(result, Pair) else Pair(result, 1.0)
-    scale: Scale = scales.as_tensor(pair.scale, target._data)
+    scale = scales.as_tensor(pair.scale, target._data)
     if target._part:
         old = target._scale
         scale = torch.where(old == 0, scale, old)
@@ -237,6 +244,8 @@ def _each(func: OpOverload, args: Any, kwargs: Any) -> Any:
 
 def _without_rule(func: OpOverload, args: Any, kwargs: Any, options: Options) -> Any:
     """A fallback where the user allowed it: on plain float32 values; results are brought to unit RMS."""
+    if func._can_decompose():  # a composite operator, which arrives whole in inference mode
+        return func.decompose(*args, **kwargs)
     if str(func) not in options.fallback:
         raise missing_rule(func, writes=False)
     options.counts[str(func)] += 1
@@ -321,7 +330,8 @@ def as_scaled(
         raise wrong_scale(scale)
     found = rms_scale(x.detach()) if scale is None else torch.as_tensor(scale, dtype=torch.float32, device=x.device)
     names = frozenset(fallback)
-    result: Tensor = _ToScaled.apply(x, found, dtype or x.dtype, Options(names) if names else PLAIN_OPTIONS)
+    options = Options(names) if names else PLAIN_OPTIONS
+    result: Tensor = _ToScaled.apply(x, found, dtype or x.dtype, options)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -334,7 +344,7 @@ def as_plain(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """
     if not isinstance(x, ScaledTensor):
         return x if dtype is None else x.to(dtype)
-    result: Tensor = _ToPlain.apply(x, dtype or x.dtype)
+    result: Tensor = _ToPlain.apply(x, dtype or x.dtype)  # type: ignore[no-untyped-call]
     return result
 
 

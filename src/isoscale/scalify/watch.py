@@ -39,7 +39,7 @@ class Row:
         shape: of the tensor.
         dtype: of its data.
         scale: log2 of the predicted RMS; None under any scale.
-        rms: log2 of the data's RMS: how far the prediction is off; None for zeros, infinity for data that are not finite.
+        rms: log2 of the data's RMS: how far the prediction is off; None for zeros, inf for data that are not finite.
         inputs: indices of the rows that it was made from.
         line: of user code, forward only.
     """
@@ -111,9 +111,9 @@ class Watched:
         atomic_write(Path(path), "\n".join(lines).replace("Infinity", '"inf"') + "\n")
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, seen: Watched, stack: list[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen, self.stack = seen, stack
         self.rows = WeakIdKeyDictionary()
         self.nodes: dict[int, str] = {}
@@ -124,12 +124,12 @@ class _Recorder(TorchDispatchMode):
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, ScaledTensor)]
         if not made:
             return out
-        node = torch._C._current_autograd_node()
+        node: Any = torch._C._current_autograd_node()
         if node is None:
             direction, module = "forward", self.stack[-1] if self.stack else ""
-            self.nodes[torch._C._autograd._get_sequence_nr() - 1] = module  # type: ignore[attr-defined]
+            self.nodes[torch._C._autograd._get_sequence_nr() - 1] = module
         else:
-            direction, module = "backward", self.nodes.get(node._sequence_nr(), "")  # type: ignore[attr-defined]
+            direction, module = "backward", self.nodes.get(node._sequence_nr(), "")
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, ScaledTensor)]
         inputs = tuple(dict.fromkeys(self.rows[leaf] for leaf in given if leaf in self.rows))
         row = registry.find(func)
@@ -147,8 +147,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _measure(x: ScaledTensor) -> tuple[float | None, float | None]:
-    scale = x._scale.detach()
-    scale = float(scale.amax()) if scale.numel() else 0.0
+    scale = float(x._scale.detach().amax()) if x._scale.numel() else 0.0
     data = x._data.detach().double()
     size = float(data.square().mean().sqrt()) if data.numel() else 0.0
     rms = None if size == 0 else math.log2(size) if math.isfinite(size) else math.inf
@@ -183,7 +182,10 @@ def _enter(stack: list[str], path: str) -> Callable[..., None]:
 
 
 def _leave(stack: list[str]) -> Callable[..., None]:
-    return lambda *_: stack.pop() and None
+    def leave(*_: Any) -> None:
+        stack.pop()
+
+    return leave
 
 
 def measure(model: nn.Module, loss: Callable[[], Tensor]) -> Watched:
