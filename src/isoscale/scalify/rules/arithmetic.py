@@ -175,7 +175,7 @@ def atan2(a: Any, b: Any) -> Pair:
 
 @rule(*ops("nan_to_num"))
 def nan_to_num(x: Pair, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Pair:
-    """s = s_x, or that of what replaces NaN. Infinities become the largest of the data's dtype unless told."""
+    """s = s_x, or that of what replaces NaN. Assumes few of them; infinities become the data's largest unless told."""
     data, top = x.data, torch.finfo(x.data.dtype).max
     given = [c for c in (nan, posinf, neginf) if c]
     s = x.scale

@@ -59,7 +59,7 @@ def _full(x: Pair, value: Any, make: Any) -> Any:
 
 @rule(*ops("full_like"))
 def full_like(x: Pair, fill_value: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
-    """s = |value| to the nearest power of two."""
+    """s = |value| to the nearest power of two: exact."""
     if dtype is not None and not dtype.is_floating_point:
         return torch.ops.aten.full_like.default(x.data, fill_value, dtype=dtype, **kwargs)
     return _full(x, fill_value, lambda v: torch.ops.aten.full_like.default(x.data, v, dtype=dtype, **kwargs))
@@ -67,7 +67,7 @@ def full_like(x: Pair, fill_value: Any, dtype: torch.dtype | None = None, **kwar
 
 @rule(*ops("new_full"))
 def new_full(x: Pair, size: Any, fill_value: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
-    """s = |value| to the nearest power of two."""
+    """s = |value| to the nearest power of two: exact."""
     if dtype is not None and not dtype.is_floating_point:
         return torch.ops.aten.new_full.default(x.data, size, fill_value, dtype=dtype, **kwargs)
     return _full(x, fill_value, lambda v: torch.ops.aten.new_full.default(x.data, size, v, dtype=dtype, **kwargs))
@@ -75,7 +75,7 @@ def new_full(x: Pair, size: Any, fill_value: Any, dtype: torch.dtype | None = No
 
 @rule(*ops("fill.Scalar", "fill.Tensor"))
 def fill(x: Any, value: Any) -> Any:
-    """s = |value| to the nearest power of two."""
+    """s = |value| to the nearest power of two: exact."""
     data = lift(x).data
     return _full(Pair(data, 1.0), value, lambda v: torch.full_like(data, v))
 

@@ -14,21 +14,21 @@ from isoscale.scalify.rules.support import beside, filler, operand, ops, real, s
 
 VIEWS = ops(
     "alias", "detach", "view", "_unsafe_view", "t", "transpose.int", "permute", "expand", "unsqueeze", "squeeze",
-    "squeeze.dim", "squeeze.dims", "select.int", "slice.Tensor", "as_strided", "diagonal", "unfold", "_reshape_alias",
+    "squeeze.dim", "squeeze.dims", "select.int", "slice.Tensor", "as_strided", "diagonal", "unfold",
 )  # fmt: skip
 MANY = ops(
-    "split.Tensor", "split_with_sizes", "unbind.int", "chunk", "unsafe_split.Tensor", "unsafe_split_with_sizes",
+    "split.Tensor", "split_with_sizes", "unbind.int", "unsafe_split.Tensor", "unsafe_split_with_sizes",
 )  # fmt: skip
 COPIES = ops(
     "clone", "flip", "roll", "repeat", "tril", "triu", "view_copy", "lift_fresh", "lift_fresh_copy",
     "slice_backward", "select_backward", "unfold_backward", "diagonal_backward", "neg", "abs", "rot90", "diag_embed",
     "diagonal_copy", "expand_copy", "permute_copy", "transpose_copy.int", "t_copy", "squeeze_copy", "unsqueeze_copy",
     "select_copy.int", "slice_copy.Tensor", "alias_copy", "detach_copy", "as_strided_copy", "unfold_copy",
-    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "reflection_pad1d", "reflection_pad2d",
+    "pixel_shuffle", "pixel_unshuffle", "im2col", "reflection_pad1d", "reflection_pad2d",
     "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "upsample_nearest1d",
     "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d",
     "_upsample_nearest_exact3d", "index.Tensor", "_unsafe_index.Tensor", "index_select", "gather", "take",
-    "masked_select", "embedding", "repeat_interleave.self_int",
+    "masked_select", "embedding",
 )  # fmt: skip
 
 
