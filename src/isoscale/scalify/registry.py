@@ -119,10 +119,13 @@ def writes(op: OpOverload) -> bool:
     return op._schema.is_mutable
 
 
+_OTHER_OVERLOADS = {"aten::pow_.Scalar": "Tensor_Scalar", "aten::pow_.Tensor": "Tensor_Tensor"}
+
+
 def functional(op: OpOverload) -> OpOverload | None:
     """The form of an in-place or out= operator that writes nowhere: add_.Tensor -> add.Tensor; None without one."""
     namespace, _, name = str(op._schema.name).partition("::")
-    overload = op._overloadname
+    overload = _OTHER_OVERLOADS.get(f"{op._schema.name}.{op._overloadname}", op._overloadname)
     if name.endswith("_") and not name.endswith("__"):
         name = name[:-1]
     elif overload == "out" or overload.endswith("_out"):

@@ -56,7 +56,7 @@ def _same(op: Callable[..., Any]) -> Any:
 
 
 def _gradient(op: Callable[..., Any]) -> Any:
-    def function(grad: Pair, x: Any, *args: Any, **kwargs: Any) -> Pair:
+    def function(grad: Any, x: Any, *args: Any, **kwargs: Any) -> Pair:
         """s = s_g. Assumes a derivative of order 1."""
         grad = lift(grad)
         return Pair(op(wide(grad.data), real(x), *args, **kwargs).to(grad.data.dtype), grad.scale)
@@ -84,9 +84,9 @@ def threshold_backward(grad: Any, x: Any, threshold: float) -> Pair:
 
 
 @rule(*ops("leaky_relu_backward"))
-def leaky_relu_backward(grad: Pair, x: Any, negative_slope: float, self_is_result: bool) -> Pair:
+def leaky_relu_backward(grad: Any, x: Any, negative_slope: float, self_is_result: bool) -> Pair:
     """s = s_g. Assumes as many values above 0 as below."""
-    data = lift(x).data
+    grad, data = lift(grad), lift(x).data
     op = torch.ops.aten.leaky_relu_backward.default
     return Pair(op(grad.data, data.to(grad.data.dtype), negative_slope, self_is_result), grad.scale)
 
@@ -105,9 +105,10 @@ def celu(x: Pair, alpha: float = 1.0) -> Pair:
 
 @rule(*ops("elu_backward"))
 def elu_backward(
-    grad: Pair, alpha: float, scale: float, input_scale: float, is_result: bool, self_or_result: Any
+    grad: Any, alpha: float, scale: float, input_scale: float, is_result: bool, self_or_result: Any
 ) -> Pair:
     """s = s_g. Assumes a derivative of order 1."""
+    grad = lift(grad)
     out = torch.ops.aten.elu_backward.default(
         wide(grad.data), alpha, scale, input_scale, is_result, real(self_or_result)
     )
@@ -115,16 +116,17 @@ def elu_backward(
 
 
 @rule(*ops("_prelu_kernel"))
-def prelu(x: Pair, weight: Any) -> Pair:
+def prelu(x: Any, weight: Any) -> Pair:
     """s = s_x. Assumes slopes of order 1 or below."""
+    x = lift(x)
     out = torch.where(x.data > 0, wide(x.data), wide(x.data) * real(weight))
     return Pair(out.to(x.data.dtype), x.scale)
 
 
 @rule(*ops("_prelu_kernel_backward"))
-def prelu_backward(grad: Pair, x: Any, weight: Any) -> tuple[Pair, Pair]:
+def prelu_backward(grad: Any, x: Any, weight: Any) -> tuple[Pair, Pair]:
     """s = s_g, and s_g s_x for the slope. Assumes slopes of order 1 or below."""
-    x = lift(x)
+    grad, x = lift(grad), lift(x)
     one, two = torch.ops.aten._prelu_kernel_backward.default(wide(grad.data), wide(x.data), real(weight))
     kind = grad.data.dtype
     return Pair(one.to(kind), grad.scale), Pair(two.to(kind), scales.mul(grad.scale, x.scale))

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from isoscale.scalify import scales
-from isoscale.scalify.pair import Pair
+from isoscale.scalify.pair import Pair, lift
 from isoscale.scalify.registry import rule
-from isoscale.scalify.rules.support import capped, dtype_of, known, ops, real, stored
+from isoscale.scalify.rules.support import capped, dtype_of, known, ops, real, stored, wide
 from isoscale.scalify.scales import Scale
 
 FIXED = {
@@ -73,17 +73,19 @@ def log_sigmoid(x: Pair) -> tuple[Pair, Any]:
 
 
 @rule(*ops("log_sigmoid_backward"))
-def log_sigmoid_backward(grad: Pair, x: Pair, buffer: Any) -> Pair:
+def log_sigmoid_backward(grad: Any, x: Any, buffer: Any) -> Pair:
     """s = s_g. Assumes a derivative of order 1."""
-    out = torch.ops.aten.log_sigmoid_backward.default(real(Pair(grad.data, 1.0)), real(x), real(buffer))
+    grad = lift(grad)
+    out = torch.ops.aten.log_sigmoid_backward.default(wide(grad.data), real(x), real(buffer))
     return Pair(out.to(grad.data.dtype), grad.scale)
 
 
 def _gradient(op: Callable[..., Any], bound: float, text: str) -> Any:
     """Of a function whose derivative is given through its result y: linear in the gradient, y as a value."""
 
-    def function(grad: Pair, y: Any, *args: Any, **kwargs: Any) -> Pair:
-        out = op(real(Pair(grad.data, 1.0)), real(y), *args, **kwargs)
+    def function(grad: Any, y: Any, *args: Any, **kwargs: Any) -> Pair:
+        grad = lift(grad)
+        out = op(wide(grad.data), real(y), *args, **kwargs)
         return Pair((out * (1.0 / bound) if bound != 1 else out).to(grad.data.dtype), scales.mul(grad.scale, bound))
 
     function.__doc__ = text

@@ -42,7 +42,8 @@ def _share(n: int, reduction: int) -> float:
     return 1.0 / below(n) if reduction == MEAN else 1.0
 
 
-def _nll(op: Any, x: Pair, target: Tensor, weight: Any, reduction: int, ignore_index: int) -> tuple[Pair, Pair]:
+def _nll(op: Any, x: Any, target: Tensor, weight: Any, reduction: int, ignore_index: int) -> tuple[Pair, Pair]:
+    x = lift(x)
     w = None if weight is None else lift(weight)
     out, total = op(wide(x.data), target, None if w is None else wide(w.data), reduction, ignore_index)
     s_w: Scale = 1.0 if w is None else w.scale
@@ -56,13 +57,13 @@ def _nll(op: Any, x: Pair, target: Tensor, weight: Any, reduction: int, ignore_i
 
 
 @rule(*ops("nll_loss_forward"))
-def nll_loss(x: Pair, target: Tensor, weight: Any, reduction: int, ignore_index: int) -> tuple[Pair, Pair]:
+def nll_loss(x: Any, target: Tensor, weight: Any, reduction: int, ignore_index: int) -> tuple[Pair, Pair]:
     """s = s_x of a mean, s_x s_w N of a sum (terms of one sign), s_x s_w of none. Assumes losses of order 1."""
     return _nll(aten.nll_loss_forward.default, x, target, weight, reduction, ignore_index)
 
 
 @rule(*ops("nll_loss2d_forward"))
-def nll_loss2d(x: Pair, target: Tensor, weight: Any, reduction: int, ignore_index: int) -> tuple[Pair, Pair]:
+def nll_loss2d(x: Any, target: Tensor, weight: Any, reduction: int, ignore_index: int) -> tuple[Pair, Pair]:
     """s = s_x of a mean, s_x s_w N of a sum (terms of one sign), s_x s_w of none. Assumes losses of order 1."""
     return _nll(aten.nll_loss2d_forward.default, x, target, weight, reduction, ignore_index)
 

@@ -29,8 +29,9 @@ def _with_indices(op: Any) -> Any:
 
 
 def _gradient_keeps(op: Any) -> Any:
-    def backward(grad: Pair, *args: Any, **kwargs: Any) -> Pair:
+    def backward(grad: Any, *args: Any, **kwargs: Any) -> Pair:
         """s = s_g. Assumes that few windows meet in one place; half data are added in float32."""
+        grad = lift(grad)
         given = [wide(a.data) if isinstance(a, Pair) else a for a in args]
         return Pair(op(wide(grad.data), *given, **kwargs).to(grad.data.dtype), grad.scale)
 
@@ -95,8 +96,9 @@ def _average(op: Any, dims: int) -> Any:
 
 
 def _average_backward(op: Any, dims: int) -> Any:
-    def backward(grad: Pair, x: Any, kernel_size: Any, *args: Any, **kwargs: Any) -> Pair:
+    def backward(grad: Any, x: Any, kernel_size: Any, *args: Any, **kwargs: Any) -> Pair:
         """s = s_g / d, d the divisor of the average. Assumes that few windows meet in one place."""
+        grad = lift(grad)
         k = _product(kernel_size) if len(kernel_size) > 1 else kernel_size[0] ** dims
         share = float(below(args[4] or k))
         out = op(wide(grad.data), wide(lift(x).data), kernel_size, *args, **kwargs)
@@ -124,8 +126,9 @@ def _adaptive(op: Any) -> Any:
 
 
 def _adaptive_backward(op: Any, dims: int) -> Any:
-    def backward(grad: Pair, x: Any) -> Pair:
+    def backward(grad: Any, x: Any) -> Pair:
         """s = s_g / k, k = inputs for each output, rounded down to a power of two. Assumes nothing."""
+        grad = lift(grad)
         data = lift(x).data
         k = max(1, _product(data.shape[-dims:]) // max(1, _product(grad.data.shape[-dims:])))
         share = float(below(k))
