@@ -237,8 +237,10 @@ def _each(func: OpOverload, args: Any, kwargs: Any) -> Any:
         if name.rstrip("_") == "norm":
             out.append(torch.linalg.vector_norm(given[0], *given[1:], **named))
             continue
-        call = getattr(Tensor, name, None) or getattr(torch, name)
-        out.append(call(*given, **named))
+        if in_place and not hasattr(Tensor, name):  # maximum_ and minimum_ exist as foreach only
+            out.append(given[0].copy_(getattr(torch, name[:-1])(*given, **named)))
+            continue
+        out.append((getattr(Tensor, name, None) or getattr(torch, name))(*given, **named))
     return None if in_place else out
 
 
