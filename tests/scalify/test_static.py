@@ -16,7 +16,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from isoscale._base.errors import ConfigError
 from isoscale.models import Decoder, DecoderConfig
-from isoscale.scalify import RuleError, rule
+from isoscale.scalify import RuleError, registry, rule
 from isoscale.scalify.static import StaticBackend, register, static_backend
 from isoscale.scalify.static_fold import fold
 
@@ -389,6 +389,15 @@ def test_a_missing_rule_names_the_operator_the_line_and_the_ways_out() -> None:
     assert "bessel_j0(x * 2)" in inner.place
     assert "@iso.scalify.rule" in inner.hint
     assert 'fallback=("aten.special_bessel_j0.default",)' in inner.hint
+
+
+def test_an_operator_without_a_rule_is_taken_to_pieces_that_have_one() -> None:
+    op = aten.logit_backward.default
+    assert registry.find(op) is None, "has a rule now: take another"
+    x = torch.rand(50, requires_grad=True)
+    run = torch.compile(lambda x: torch.logit(x, 1e-3).sum(), backend=static_backend(compiler="eager"))
+    (found,), (want,) = (torch.autograd.grad(f(x), x) for f in (run, lambda x: torch.logit(x, 1e-3).sum()))
+    assert error(found, want) < 1e-6
 
 
 def test_a_fallback_is_counted_and_warned_of() -> None:

@@ -24,6 +24,8 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
+from torch._C import DispatchKey
+from torch._ops import OpOverload
 
 from isoscale._base.errors import ConfigError, did_you_mean
 from isoscale.planning.names import normalise
@@ -166,6 +168,21 @@ def _scale(x: Tensor, kind: str) -> float:
     return float(nearest2(rms)) or (ZEROS if kind == "parameter" else 1.0)
 
 
+def _pieces(fallback: frozenset[str]) -> dict[Any, Any]:
+    """Decompositions of operators without a rule: then those of their pieces hold. All others stay whole."""
+    from torch._inductor.decomposition import select_decomp_table
+
+    def wanted(op: Any) -> bool:
+        if not isinstance(op, OpOverload) or op.namespace != "aten" or str(op) in fallback:
+            return False
+        if op in registry.TABLE and not registry.writes(op):  # the graph must write nothing but its inputs
+            return False
+        takes_tensor = any(str(argument.type).startswith("Tensor") for argument in op._schema.arguments)
+        return takes_tensor and not op.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
+
+    return {op: function for op, function in select_decomp_table().items() if wanted(op)}
+
+
 def _inductor(backend: StaticBackend, by_index: Sequence[float], module: fx.GraphModule, inputs: Any) -> Compiled:
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -182,7 +199,8 @@ def _inductor(backend: StaticBackend, by_index: Sequence[float], module: fx.Grap
             return backend.key(by_index)
 
     # Operators arrive as autograd recorded them; Inductor's decompositions are applied inside `rewrite`.
-    made: Any = compile_fx(module, inputs, config_patches={"joint_custom_pre_pass": Rewrite()}, decompositions={})
+    pieces = _pieces(backend.settings.fallback)
+    made: Any = compile_fx(module, inputs, config_patches={"joint_custom_pre_pass": Rewrite()}, decompositions=pieces)
     return made  # type: ignore[no-any-return]
 
 
@@ -203,7 +221,7 @@ def _eager(backend: StaticBackend, by_index: Sequence[float], module: fx.GraphMo
         return run(graph, example)
 
     made: Compiled = aot_autograd(
-        fw_compiler=run, bw_compiler=run, inference_compiler=forward_only, partition_fn=partition, decompositions={},
-        keep_inference_input_mutations=True,
+        fw_compiler=run, bw_compiler=run, inference_compiler=forward_only, partition_fn=partition,
+        decompositions=_pieces(backend.settings.fallback), keep_inference_input_mutations=True,
     )(module, inputs)  # fmt: skip
     return made
