@@ -41,6 +41,7 @@ class Inputs:
         correlated: data have a mean of 0.9.
         exponent: of every scale, instead of drawn ones.
         plain_dtype: of the values.
+        special: "zeros" (under any scale), "any" (zeros and infinities under any scale), "some" (an infinity and a NaN).
     """
 
     seed: int = 0
@@ -52,6 +53,7 @@ class Inputs:
     correlated: bool = False
     exponent: int | None = None
     plain_dtype: torch.dtype = torch.float64
+    special: str = ""
 
     def __post_init__(self) -> None:
         self.data = torch.Generator().manual_seed(self.seed)
@@ -61,6 +63,13 @@ class Inputs:
         drawn = int(torch.randint(-self.span, self.span + 1, (), generator=self.scales).item())
         scale = 2.0 ** (drawn if self.exponent is None else max(-self.span, min(self.span, self.exponent)))
         data = data.to(self.dtype)
+        if self.special in ("zeros", "any"):
+            pattern = torch.tensor([0.0, INF, -INF] if self.special == "any" else [0.0], dtype=self.dtype)
+            data = pattern[torch.arange(data.numel()) % len(pattern)].reshape(data.shape)
+            scale = 0.0 if self.pairs else 1.0
+        elif self.special == "some" and data.numel() > 1:
+            data = data.clone()
+            data.view(-1)[0], data.view(-1)[-1] = INF, float("nan")
         if self.pairs:
             return Pair(data, torch.tensor(scale) if self.tensors else scale)
         return (data.double() * scale).to(self.plain_dtype)

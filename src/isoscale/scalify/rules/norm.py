@@ -48,9 +48,10 @@ def _shaped(p: Any, shape: list[int]) -> Any:
 
 def _unit(x: Pair, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
     data = wide(x.data)
-    var, mean = torch.var_mean(data, dims, correction=0, keepdim=True)
-    rstd = torch.rsqrt(var + eps_under(eps, x.scale, data))
-    return (data - mean) * rstd, mean, rstd
+    mean = torch.mean(data, dims, keepdim=True)
+    centred = data - mean
+    rstd = torch.rsqrt(torch.mean(centred * centred, dims, keepdim=True) + eps_under(eps, x.scale, data))
+    return centred * rstd, mean, rstd
 
 
 def _gradient(
