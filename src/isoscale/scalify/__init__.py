@@ -1,7 +1,13 @@
 """Scale carried through a model's forward, backward and optimiser (Scalify, arXiv 2407.17353)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from isoscale.scalify.collectives import all_gather, all_reduce, compress_hook, reduce_gradients, reduce_scatter
 from isoscale.scalify.custom import custom_scale
 from isoscale.scalify.errors import RuleError
+from isoscale.scalify.files import load_state, plain_state, save_state
 from isoscale.scalify.ops import (
     Rescale,
     cast_on_backward,
@@ -26,10 +32,23 @@ from isoscale.scalify.tensor import ScaledTensor, as_plain, as_scaled
 from isoscale.scalify.transform import scalify
 from isoscale.scalify.watch import Watched, measure, watch
 
+if TYPE_CHECKING:
+    from isoscale.scalify.fsdp import ScaledAllGather, ScaledReduceScatter
+
 __all__ = [
-    "RECIPES", "TABLE", "Pair", "Rescale", "RuleError", "ScaleRecipe", "ScaledAdamW", "ScaledOptimizer", "ScaledSGD",
-    "ScaledTensor", "Watched", "as_plain", "as_scaled", "cast_on_backward", "cast_on_forward", "custom_scale", "lift",
-    "measure", "place", "placements", "rescale", "rescale_grad", "rescale_l1", "rescale_l1_grad", "rescale_l2",
-    "rescale_l2_grad", "rescale_max", "rescale_max_grad", "rule", "scalify", "set_scaling", "stop_scaling",
-    "take_away", "under", "value", "watch",
+    "RECIPES", "TABLE", "Pair", "Rescale", "RuleError", "ScaleRecipe", "ScaledAdamW", "ScaledAllGather",
+    "ScaledOptimizer", "ScaledReduceScatter", "ScaledSGD", "ScaledTensor", "Watched", "all_gather", "all_reduce",
+    "as_plain", "as_scaled", "cast_on_backward", "cast_on_forward", "compress_hook", "custom_scale", "lift",
+    "load_state", "measure", "place", "placements", "plain_state", "reduce_gradients", "reduce_scatter", "rescale",
+    "rescale_grad", "rescale_l1", "rescale_l1_grad", "rescale_l2", "rescale_l2_grad", "rescale_max",
+    "rescale_max_grad", "rule", "save_state", "scalify", "set_scaling", "stop_scaling", "take_away", "under",
+    "value", "watch",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("ScaledAllGather", "ScaledReduceScatter"):  # FSDP takes a second to import
+        from isoscale.scalify import fsdp
+
+        return getattr(fsdp, name)
+    raise AttributeError(f"module 'isoscale.scalify' has no attribute {name!r}")

@@ -10,11 +10,23 @@ import torch
 from torch import Tensor
 
 from isoscale._base.errors import ConfigError
-from isoscale.scalify import scales
-from isoscale.scalify.pair import Pair
+from isoscale.scalify.pair import Pair, lift
 from isoscale.scalify.registry import rule
+from isoscale.scalify.tensor import ScaledTensor
 
 _NAMESPACE = "isoscale_custom"
+
+
+def _filled(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The user's rule with a gradient of zeros in the place of each None."""
+
+    def rule_of_gradient(grad: Any, *xs: Any) -> Any:
+        """As the user's rule says."""
+        found = backward(grad, *xs)
+        found = found if isinstance(found, (tuple, list)) else [found]
+        return [Pair(torch.zeros_like(x.data), 0.0) if g is None else g for g, x in zip(found, map(lift, xs))]
+
+    return rule_of_gradient
 
 
 def custom_scale(
@@ -52,47 +64,37 @@ def custom_scale(
         y = function(*xs)
         return y.clone() if any(y is x for x in xs) else y
 
-    def plain_backward(grad: Tensor, *xs: Tensor) -> list[Tensor]:
+    def differentiated(grad: Tensor, *xs: Tensor) -> list[Tensor | None]:
+        """By autograd, and so by the rules of the function's operators where tensors are scaled."""
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_() for x in xs]
-            grads = torch.autograd.grad(function(*leaves), leaves, grad, allow_unused=True)
-        return [torch.zeros_like(x) if g is None else g.clone() for x, g in zip(xs, grads)]
+            return list(torch.autograd.grad(function(*leaves), leaves, grad, allow_unused=True))
 
     op = torch.library.custom_op(f"{_NAMESPACE}::{title}", plain, mutates_args=(), schema=f"({inputs}) -> Tensor")
     op.register_fake(lambda *xs: torch.empty_like(function(*xs)))
-    back = torch.library.custom_op(
-        f"{_NAMESPACE}::{title}_backward", plain_backward, mutates_args=(), schema=f"(Tensor g, {inputs}) -> Tensor[]"
-    )
-    back.register_fake(lambda grad, *xs: [torch.empty_like(x) for x in xs])
+    namespace = getattr(torch.ops, _NAMESPACE)
+    rule(getattr(namespace, title).default)(forward)
+    by_rule: Callable[..., Any] | None = None
+    if backward is not None:
+        schema = f"(Tensor g, {inputs}) -> Tensor[]"
+        back = torch.library.custom_op(
+            f"{_NAMESPACE}::{title}_backward", lambda g, *xs: [torch.zeros_like(x) for x in xs], mutates_args=(),
+            schema=schema,
+        )  # fmt: skip
+        back.register_fake(lambda g, *xs: [torch.empty_like(x) for x in xs])
+        by_rule = getattr(namespace, f"{title}_backward")
+        rule(by_rule.default)(_filled(backward))  # type: ignore[attr-defined]
 
     def remember(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.save_for_backward(*inputs)
 
-    namespace = getattr(torch.ops, _NAMESPACE)
-    packet, back_packet = getattr(namespace, title), getattr(namespace, f"{title}_backward")
-    op.register_autograd(
-        lambda ctx, grad: tuple(back_packet(grad, *ctx.saved_tensors)), setup_context=remember
-    )
-    rule(packet.default)(forward)
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = isinstance(grad, ScaledTensor) or any(isinstance(x, ScaledTensor) for x in ctx.saved_tensors)
+        way = by_rule if by_rule is not None and scaled else differentiated
+        return tuple(way(grad, *ctx.saved_tensors))
 
-    def through_rules(grad: Any, *xs: Any) -> Any:
-        """As the rules of the function's operators give it."""
-        from isoscale.scalify.tensor import ScaledTensor
-
-        def wrap(x: Any) -> Any:
-            return ScaledTensor(x.data, scales.as_tensor(x.scale, x.data)) if isinstance(x, Pair) else x
-
-        return [Pair(g._data, g._scale) if isinstance(g, ScaledTensor) else g
-                for g in plain_backward(wrap(grad), *map(wrap, xs))]  # fmt: skip
-
-    def own(grad: Any, *xs: Any) -> Any:
-        """As the user's rule gives it."""
-        assert backward is not None
-        found = backward(grad, *xs)
-        found = found if isinstance(found, (tuple, list)) else [found]
-        return [Pair(torch.zeros_like(x.data), x.scale * 0) if g is None else g for g, x in zip(found, xs)]
-
-    rule(back_packet.default)(through_rules if backward is None else own)
+    op.register_autograd(gradients, setup_context=remember)
+    packet = getattr(namespace, title)
 
     def call(*xs: Tensor) -> Tensor:
         result: Tensor = packet(*xs)

@@ -133,10 +133,12 @@ def functional(op: OpOverload) -> OpOverload | None:
     packet = getattr(getattr(torch.ops, namespace), name, None)
     if packet is None:
         return None
-    for candidate in (overload or "default", overload):
+    inputs = [(a.name, str(a.type)) for a in op._schema.arguments if not a.is_out]
+    for candidate in dict.fromkeys((overload or "default", overload, *packet.overloads())):
         found = getattr(packet, candidate, None) if candidate else None
         if isinstance(found, OpOverload) and not writes(found):
-            return found
+            if inputs == [(a.name, str(a.type)) for a in found._schema.arguments]:
+                return found
     return None
 
 

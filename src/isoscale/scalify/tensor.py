@@ -48,7 +48,7 @@ class Options:
         counts: how often each did.
     """
 
-    fallback: frozenset[str] = frozenset()
+    fallback: tuple[str, ...] = ()
     counts: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
 
 
@@ -106,7 +106,7 @@ class ScaledTensor(Tensor):
         """What a compiled graph depends on beside shapes and dtypes: the rules."""
         d, s = self._data, self._scale
         shape = (tuple(d.shape), d.stride(), d.dtype, d.device, tuple(s.shape), self._part)
-        return repr((type(self).__name__, shape, sorted(self._options.fallback), registry.version()))
+        return repr((type(self).__name__, shape, self._options.fallback, registry.version()))
 
     def __coerce_same_metadata_as_tangent__(self, meta: Any, kind: type | None = None) -> Tensor:
         if kind is None or kind is ScaledTensor:
@@ -331,7 +331,7 @@ def as_scaled(
     if isinstance(scale, (int, float)) and not scales.is_power_of_two(scale):
         raise wrong_scale(scale)
     found = rms_scale(x.detach()) if scale is None else torch.as_tensor(scale, dtype=torch.float32, device=x.device)
-    names = frozenset(fallback)
+    names = tuple(sorted(set(fallback)))
     options = Options(names) if names else PLAIN_OPTIONS
     result: Tensor = _ToScaled.apply(x, found, dtype or x.dtype, options)  # type: ignore[no-untyped-call]
     return result
