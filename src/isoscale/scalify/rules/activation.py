@@ -80,6 +80,8 @@ def threshold_backward(grad: Any, x: Any, threshold: float) -> Pair:
     """s = s_g. Assumes as many values above the threshold as below."""
     grad = lift(grad)
     seen = real(x) if threshold else lift(x).data
+    if seen.dtype == grad.data.dtype:
+        return Pair(torch.ops.aten.threshold_backward.default(grad.data, seen, threshold), grad.scale)
     return Pair(torch.where(seen <= threshold, 0.0, grad.data).to(grad.data.dtype), grad.scale)
 
 

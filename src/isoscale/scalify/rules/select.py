@@ -59,7 +59,7 @@ def masked_scatter(x: Any, mask: Tensor, source: Any) -> Pair:
 
 @rule(*ops("masked_scatter_backward"))
 def masked_scatter_backward(grad: Pair, mask: Tensor, sizes: Any) -> Pair:
-    """s = s_g"""
+    """s = s_g: elements move."""
     return Pair(aten.masked_scatter_backward.default(grad.data, mask, sizes), grad.scale)
 
 
