@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
+from torch.utils.checkpoint import checkpoint
 
 from isoscale._base.errors import ConfigError
 from isoscale.models import Decoder, DecoderConfig
@@ -450,8 +451,10 @@ def test_a_cached_graph_is_not_served_for_other_scales_dtypes_or_rules() -> None
 
 
 def test_the_backend_has_a_name_and_takes_options() -> None:
-    register()
     from torch._dynamo import list_backends
+
+    register()
+    register()  # harmless
 
     assert "isoscale_scalify" in list_backends(exclude_tags=())
     model, (x, _) = mlp()
@@ -475,6 +478,21 @@ def test_tied_and_repeated_inputs() -> None:
     _, loss, grad = both(lambda: (Decoder(config), (ids, ids)))
     assert loss < 1e-6
     assert grad < 3e-6
+
+
+def test_activation_checkpointing_still_recomputes() -> None:
+    model, (x, y) = mlp()
+    plain = copy.deepcopy(model)
+
+    def loss(model: nn.Module) -> Loss:
+        return lambda x, y: F.cross_entropy(checkpoint(model, x, use_reentrant=False), y)
+
+    want, grads = gradients(plain, loss(plain), x, y)
+    backend = static_backend(compiler="eager")
+    found, mine = gradients(model, torch.compile(loss(model), backend=backend, fullgraph=True), x, y)
+    assert abs(found - want) < 1e-6
+    assert all(error(mine[name], grads[name]) < 1e-6 for name in grads)
+    assert any("recompute" in node.meta for node in backend.graphs[0].graph.nodes)
 
 
 def test_no_warning_is_given_where_nothing_is_odd() -> None:

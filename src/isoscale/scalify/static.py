@@ -13,6 +13,7 @@ is data. Inductor gets there through its pass ahead of all its own, which keeps 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import warnings
@@ -109,7 +110,8 @@ def static_backend(
     """A backend for torch.compile that computes on scaled data under static scales.
 
     Args:
-        dtype: of the data that stand for float32 tensors: float32, float16 or bfloat16.
+        dtype: of the data that stand for float32 tensors: float32, float16 or bfloat16. Inductor rounds what is stored,
+            and may leave out roundings inside a kernel.
         fp8: round the operands of linear layers (2-d products) to E4M3 and their cotangents to E5M2.
         scales: parameter, buffer or input name -> its scale, a power of two. By default a parameter's is the one
             nearest to its RMS at compile time and that of an input is 1.
@@ -139,6 +141,7 @@ def isoscale_scalify(
     return static_backend(**(options or {}))(module, inputs)
 
 
+@functools.cache
 def register() -> None:
     """Make the name known to torch.compile, unless the installed package's entry point does."""
     if not entry_points(group="torch_dynamo_backends", name=NAME):

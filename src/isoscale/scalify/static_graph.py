@@ -77,7 +77,8 @@ def rewrite(
     with fx.traceback.preserve_node_meta():
         made = make_fx(flat, dict(decompositions), _allow_non_fake_inputs=True)(*inputs)
     made.graph.eliminate_dead_code()
-    for new, old in zip(made.graph.find_nodes(op="placeholder"), module.graph.find_nodes(op="placeholder"), strict=True):
+    news, olds = (graph.find_nodes(op="placeholder") for graph in (made.graph, module.graph))
+    for new, old in zip(news, olds, strict=True):
         new.meta["desc"] = old.meta.get("desc")  # which input of the user's it is
     return made
 
