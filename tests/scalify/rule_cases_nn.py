@@ -173,11 +173,13 @@ case("embedding_dense_backward:padding", lambda g: (g(8, g.n), g.labels(50, 8), 
 
 # --- attention
 FLASH = "_scaled_dot_product_flash_attention_for_cpu"
-MASKS = {"plain": (False, None), "causal": (True, None), "mask": (False, torch.zeros(6, 6, dtype=torch.float64).masked_fill(torch.ones(6, 6).triu(1).bool(), -INF))}
+MASKS = {"plain": (False, None), "causal": (True, None), "mask": (False, "mask")}
 for kind, (causal, mask) in MASKS.items():
     def attention(c, g, causal=causal, mask=mask):
         q, k, v = g(2, 2, 6, g.n), g(2, 2, 6, g.n), g(2, 2, 6, g.n)
-        return q, k, v, mask, c(FLASH, q, k, v, 0.0, causal, attn_mask=mask, scale=0.3)
+        above = torch.ones(6, 6, dtype=torch.float64).triu(1)
+        bias = None if mask is None else torch.zeros_like(above).masked_fill(above.bool(), -INF)
+        return q, k, v, bias, c(FLASH, q, k, v, 0.0, causal, attn_mask=bias, scale=0.3)
 
     def attention_back(c, g, attention=attention, causal=causal):
         q, k, v, bias, (out, lse) = attention(c, g)
