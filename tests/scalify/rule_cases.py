@@ -115,7 +115,19 @@ def _rms_norm_backward(grad: Any, x: Any, shape: Any, rstd: Any, weight: Any, ma
     return [x.grad, w.grad if mask[1] else None]
 
 
-WITHOUT_KERNEL = {"_fused_rms_norm_backward": _rms_norm_backward}
+def _cudnn_batch_norm(*args: Any) -> list[Any]:
+    return [*aten.native_batch_norm(*args), torch.zeros(0)]
+
+
+def _cudnn_batch_norm_backward(x: Any, grad: Any, weight: Any, mean: Any, var: Any, m: Any, r: Any, eps: float, _: Any) -> Any:
+    return aten.native_batch_norm_backward(grad, x, weight, mean, var, m, r, True, eps, [True] * 3)
+
+
+# What has no kernel on a CPU, by other means.
+WITHOUT_KERNEL = {
+    "_fused_rms_norm_backward": _rms_norm_backward, "cudnn_batch_norm": _cudnn_batch_norm,
+    "cudnn_batch_norm_backward": _cudnn_batch_norm_backward,
+}  # fmt: skip
 
 
 @dataclass

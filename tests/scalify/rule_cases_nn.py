@@ -142,6 +142,15 @@ for name in ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_nor
 chain("native_batch_norm:eval", lambda c, g: batch(c, g, "native_batch_norm", (False,)), 12, outputs=(0,), band=(0.0, 99), wide=(0, 99), half=False)
 case("_native_batch_norm_legit.no_stats", lambda g: (g(6, 4, g.n), g(4), g(4), True, 0.1, EPS), 12, outputs=(0,), band=(0.02, 4))
 
+def cudnn_back(c, g):
+    x, w, mean, var = g(6, 4, g.n), g(4), g(4), g.positive(4)
+    _, m, r, reserve = c("cudnn_batch_norm", x, w, g(4), mean, var, True, 0.1, EPS)
+    return c("cudnn_batch_norm_backward", x, g(6, 4, g.n), w, mean, var, m, r, EPS, reserve)
+
+
+chain("cudnn_batch_norm", lambda c, g: batch(c, g, "cudnn_batch_norm"), 12, outputs=(0,), band=(0.02, 4))
+chain("cudnn_batch_norm_backward", cudnn_back, 12, band=(0.0, 99), wide=(0.0, 99), half=False)
+
 # --- losses
 for reduction in (0, 1, 2):
     for name in ("mse_loss", "huber_loss", "smooth_l1_loss"):

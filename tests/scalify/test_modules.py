@@ -278,6 +278,39 @@ def test_float32_is_that_of_the_plain_module(name: str) -> None:
     assert error < 2e-5, f"{where}: {error:.1e}"
 
 
+PADDING = torch.tensor([[False, False, True], [False, False, False]])
+FAST: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Any]]] = {
+    "encoder": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), lambda m, x: m(x)),
+    "encoder-gelu": (lambda: nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", norm_first=True, batch_first=True), lambda m, x: m(x)),
+    "encoder-causal": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), lambda m, x: m(x, src_mask=~CAUSAL)),
+    "encoder-padding": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), lambda m, x: m(x, src_key_padding_mask=PADDING)),
+    "encoder-both": (
+        lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), lambda m, x: m(x, src_mask=~CAUSAL, src_key_padding_mask=PADDING),
+    ),
+    "attention": (lambda: nn.MultiheadAttention(8, 2, batch_first=True), lambda m, x: m(x, x, x)),
+    "attention-heads": (lambda: nn.MultiheadAttention(8, 2, batch_first=True), lambda m, x: m(x, x, x, average_attn_weights=False)),
+    "attention-no-weights": (lambda: nn.MultiheadAttention(8, 2, batch_first=True), lambda m, x: m(x, x, x, need_weights=False)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_evaluation_without_gradients_is_that_of_the_plain_module(name: str) -> None:
+    """torch runs these as one operator then."""
+    make, call = FAST[name]
+    torch.manual_seed(0)
+    plain = make().double().eval()
+    for parameter in plain.parameters():
+        parameter.data.add_(0.1 * torch.randn(parameter.shape, dtype=torch.float64))
+    generator = torch.Generator().manual_seed(7)
+    ours = scaled_module(plain, generator)
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    with torch.no_grad():
+        want, found = outputs(call(plain, x)), outputs(call(ours, scaled(x, generator)))
+    assert isinstance(found[0], ScaledTensor)
+    error, where = worst(dict(enumerate(want)), dict(enumerate(found)))  # type: ignore[arg-type]
+    assert error < 1e-10, f"{where}: {error:.1e}"
+
+
 def test_a_wrong_scale_is_seen() -> None:
     """Control: a scale that is off by one octave fails the comparison."""
     want, found = both("Linear", torch.float64)

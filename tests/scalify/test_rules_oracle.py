@@ -14,15 +14,17 @@ from torch import Tensor
 
 from isoscale.scalify import registry
 from isoscale.scalify.pair import Pair, value
+from isoscale.scalify.rules import attention
 
 ALL = pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
 BANDED = pytest.mark.parametrize("case", [c for c in CASES.values() if c.band], ids=lambda case: case.name)
 # Operators whose kernels this machine lacks, or that need a second library; each has its own test.
 ELSEWHERE = {
-    "aten._scaled_dot_product_efficient_attention.default", "aten._scaled_dot_product_efficient_attention_backward.default",
-    "aten._scaled_dot_product_flash_attention.default", "aten._scaled_dot_product_flash_attention_backward.default",
     "aten.mkldnn_rnn_layer.default", "aten.mkldnn_rnn_layer_backward.default", "prims.fma.default",
-}  # fmt: skip
+    "aten._transformer_encoder_layer_fwd.default", "aten._native_multi_head_attention.default",
+} | {
+    f"aten.{kernel}{tail}.default" for kernel in attention.KERNELS[1:] for tail in ("", "_backward")
+}
 RANDOM = ("rand_like", "randn_like", "bernoulli", "multinomial", "empty", "uniform", "normal", "dropout")
 
 

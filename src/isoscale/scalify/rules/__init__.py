@@ -19,6 +19,7 @@ from isoscale.scalify.rules import (
     reduce,
     select,
     softmax,
+    transformer,
 )
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "reduce",
     "select",
     "softmax",
+    "transformer",
 ]

@@ -75,6 +75,12 @@ for _name in GRADIENTS:
         rule(_op)(_gradient(_op))
 
 
+def relu_or_gelu(x: Pair, gelu: bool) -> Pair:
+    """s = s_x, of a layer whose two activations torch tells apart by a flag."""
+    op = torch.nn.functional.gelu if gelu else torch.relu
+    return stored(op(real(x)), x.scale, x.data.dtype) if gelu else Pair(op(x.data), x.scale)
+
+
 @rule(*ops("threshold_backward"))
 def threshold_backward(grad: Any, x: Any, threshold: float) -> Pair:
     """s = s_g. Assumes as many values above the threshold as below."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from isoscale.scalify import scales
 from isoscale.scalify.pair import Pair, lift
 from isoscale.scalify.registry import rule
 from isoscale.scalify.rules.support import beside, filler, operand, ops, real, scale_of
@@ -76,9 +77,12 @@ def to_copy(x: Pair, dtype: torch.dtype | None = None, **kwargs: Any) -> Pair | 
 
 @rule(*ops("copy"), kind="layout")
 def copy(x: Any, source: Any, non_blocking: bool = False) -> Pair:
-    """s = s_source: what was there goes, its scale too."""
+    """s = s_source: what was there goes, its scale too; a plain source gets the power of two below its RMS."""
     target = x.data if isinstance(x, Pair) else x
     new = lift(source)
+    if isinstance(source, Tensor) and source.is_floating_point() and source.dim():
+        s = scales.rms2(source)
+        new = Pair(scales.widened(source) / torch.where(s == 0, 1.0, s), s)
     return Pair(torch.ops.aten.copy.default(target, new.data), new.scale)
 
 

@@ -294,3 +294,24 @@ def batch_norm_backward(
     if output_mask[2]:
         out[2] = _summed(gd, dims, g.scale, (-1,), kind)
     return out[0], out[1], out[2]
+
+
+@rule(*ops("cudnn_batch_norm"))
+def cudnn_batch_norm(
+    x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
+) -> tuple[Any, ...]:
+    """s = max(s_w, s_b): the data are normalised. Assumes channels of which eps is a small part.
+
+    It moves the running statistics, as `batch_norm` does; nothing is reserved for the backward.
+    """
+    out = batch_norm(x, weight, bias, mean, var, training, momentum, eps)
+    return *out, torch.empty(0, dtype=torch.uint8, device=lift(x).data.device)
+
+
+@rule(*ops("cudnn_batch_norm_backward"))
+def cudnn_batch_norm_backward(
+    x: Any, grad: Any, weight: Any, mean: Any, var: Any, save_mean: Any, save_rstd: Any, eps: float, reserve: Any
+) -> tuple[Any, Any, Any]:
+    """s = s_g s_w / s_x; of weight and bias s_g r, r = floor2(sqrt(places)). Assumes a gradient independent of x."""
+    mask = [True, True, True]
+    return batch_norm_backward(grad, x, weight, mean, var, save_mean, save_rstd, True, eps, mask)
