@@ -136,9 +136,10 @@ def functional(op: OpOverload) -> OpOverload | None:
     inputs = [(a.name, str(a.type)) for a in op._schema.arguments if not a.is_out]
     for candidate in dict.fromkeys((overload or "default", overload, *packet.overloads())):
         found = getattr(packet, candidate, None) if candidate else None
-        if isinstance(found, OpOverload) and not writes(found):
-            if inputs == [(a.name, str(a.type)) for a in found._schema.arguments]:
-                return found
+        if not isinstance(found, OpOverload) or writes(found):
+            continue
+        if inputs == [(a.name, str(a.type)) for a in found._schema.arguments]:
+            return found
     return None
 
 

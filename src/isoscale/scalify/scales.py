@@ -116,7 +116,24 @@ def split_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = nearest2(size)
     assert isinstance(scale, Tensor)
     scale = torch.where(torch.isfinite(size) & (scale > 0), scale, torch.zeros_like(scale))
-    return torch.where(scale == 0, x, x / torch.where(scale == 0, 1.0, scale).to(x.dtype)), scale
+    data = (widened(x) / torch.where(scale == 0, 1.0, scale)).to(x.dtype)  # fp16 cannot hold every scale
+    return torch.where(scale == 0, x, data), scale
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in float32, or float64 where it is that."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def rms2(x: Tensor) -> Tensor:
+    """The largest power of two not above the RMS of a plain tensor, 0-d float32; 0 for zeros and non-finite data."""
+    if x.numel() == 0:
+        return torch.zeros((), device=x.device)
+    top = floor2(x.abs().amax())  # squares of 1e-23 and 1e20 are outside float32
+    assert isinstance(top, Tensor)
+    found = floor2((x.float() / torch.where(top == 0, 1.0, top)).square().mean().sqrt()) * top
+    assert isinstance(found, Tensor)
+    return torch.where(torch.isfinite(found), found, 0.0)
 
 
 def ratio(source: Scale, target: Scale) -> Scale:

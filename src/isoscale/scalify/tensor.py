@@ -265,17 +265,8 @@ def _without_rule(func: OpOverload, args: Any, kwargs: Any, options: Options) ->
 def _rescaled(leaf: Any, dtype: torch.dtype, options: Options) -> Any:
     if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
         return leaf
-    scale = rms_scale(leaf)
+    scale = scales.rms2(leaf)
     return ScaledTensor((leaf / _divisor(scale)).to(dtype), scale, False, options)
-
-
-def rms_scale(x: Tensor) -> Tensor:
-    """The largest power of two not above the RMS of a plain tensor, 0-d float32; 0 for zeros and non-finite data."""
-    if x.numel() == 0:
-        return torch.zeros((), device=x.device)
-    found = scales.floor2(x.float().square().mean().sqrt())
-    assert isinstance(found, Tensor)
-    return torch.where(torch.isfinite(found), found, 0.0)
 
 
 def _divisor(scale: Tensor) -> Tensor:
@@ -330,7 +321,7 @@ def as_scaled(
         return x
     if isinstance(scale, (int, float)) and not scales.is_power_of_two(scale):
         raise wrong_scale(scale)
-    found = rms_scale(x.detach()) if scale is None else torch.as_tensor(scale, dtype=torch.float32, device=x.device)
+    found = scales.rms2(x.detach()) if scale is None else torch.as_tensor(scale, dtype=torch.float32, device=x.device)
     names = tuple(sorted(set(fallback)))
     options = Options(names) if names else PLAIN_OPTIONS
     result: Tensor = _ToScaled.apply(x, found, dtype or x.dtype, options)  # type: ignore[no-untyped-call]

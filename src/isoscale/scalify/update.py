@@ -7,6 +7,7 @@ as its root: half the exponent range, so fp16 holds what fp16 squares would lose
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,11 @@ def _average(old: Pair, new: Pair, beta: float) -> Pair:
     return Pair(torch.lerp(under(old, s), under(new, s), 1.0 - beta), s)
 
 
+def _missing(beta: float, step: Tensor) -> Tensor:
+    """1 - beta^step: without the cancellation that costs 1 - 0.999 four digits in float32."""
+    return -torch.expm1(step * math.log(beta)) if beta > 0 else torch.ones_like(step)
+
+
 def _signed(grad: Pair, maximize: bool) -> Pair:
     return Pair(-grad.data, grad.scale) if maximize else grad
 
@@ -91,7 +97,7 @@ def adam(
     s = scales.larger(r.scale, g.scale)
     old, new = under(r, s), under(g, s)
     r = Pair(torch.sqrt(beta2 * old * old + (1.0 - beta2) * new * new), s)
-    first, second = 1.0 - beta1**step, torch.sqrt(1.0 - beta2**step)
+    first, second = _missing(beta1, step), torch.sqrt(_missing(beta2, step))
     denominator = add(mul(r, lift(1.0 / second)), rule.eps)
     size = lift(lr / first)
     ratio = Pair(
