@@ -249,3 +249,15 @@ def test_inference_mode(x):
     with torch.no_grad():
         outside = layer(x.float())
     assert torch.equal(sc.as_plain(inside), sc.as_plain(outside))
+
+
+@pytest.mark.parametrize("value", [-1e4, -1e9, torch.finfo(torch.float16).min, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("scale", [1.0, 2.0**-10, 2.0**-18])
+def test_finite_masks_mask_under_every_scale_in_fp16(value, scale):
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)) * scale
+    mask = torch.ones(4, 6, dtype=torch.bool).triu(1)
+    want = x.masked_fill(mask, value).softmax(-1)
+    scores = sc.as_scaled(x, scale=scale, dtype=torch.float16)
+    assert torch.allclose(sc.as_plain(scores.masked_fill(mask, value).softmax(-1), torch.float32), want, atol=1e-3)
+    chosen = torch.where(mask, torch.tensor(value), scores).softmax(-1)
+    assert torch.allclose(sc.as_plain(chosen, torch.float32), want, atol=1e-3)

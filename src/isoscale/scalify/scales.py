@@ -113,7 +113,7 @@ def split(x: Number) -> tuple[float, float]:
 def split_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
     """A 0-d tensor as (mantissa, scale) at run time, as `split`."""
     size = x.detach().abs().float()
-    scale = nearest2(size)
+    scale = nearest2(size.clamp(max=2.0**126))  # times sqrt(2) it must stay finite
     assert isinstance(scale, Tensor)
     scale = torch.where(torch.isfinite(size) & (scale > 0), scale, torch.zeros_like(scale))
     data = (widened(x) / torch.where(scale == 0, 1.0, scale)).to(x.dtype)  # fp16 cannot hold every scale

@@ -148,16 +148,19 @@ MASK = 2.0**10
 
 
 def beside(s: Scale, c: Scale) -> Scale:
-    """The scale of a tensor under s into which constants under c go: the larger; s if c is a mask's.
+    """The scale of a tensor under s into which constants under c go: the larger; for a mask s, or a little above.
 
-    Under the scale of a mask such as -1e9 or the smallest float the values beside it would be lost.
+    Under the scale of a mask such as -1e9 or the smallest float the values beside it would be lost. Under s alone fp16
+    could not tell a mask from a value where s is small: so that 1024, or the mask if that is less, stays below fp16's
+    top, the scale is min(c, 2^10) 2^-15 at least.
     """
     if not isinstance(s, Tensor) and not isinstance(c, Tensor):
-        return s if s and c > MASK * s else max(s, c)
+        return max(s, min(c, MASK) * 2.0**-15) if s and c > MASK * s else max(s, c)
     most = scales.larger(s, c)
     assert isinstance(most, Tensor)
     mask = torch.as_tensor((s != 0) & (c > MASK * s) if isinstance(s, Tensor) else c > (MASK * s or math.inf))
-    return torch.where(mask, s, most)
+    least = (c.clamp(max=MASK) if isinstance(c, Tensor) else min(c, MASK)) * 2.0**-15
+    return torch.where(mask, scales.larger(s, least), most)
 
 
 def filler(c: Any, s: Scale, like: Tensor) -> Any:
