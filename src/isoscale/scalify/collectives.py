@@ -1,16 +1,18 @@
 """Collectives that know scales: all-reduce, reduce-scatter and all-gather of scaled tensors, fp16 or fp8 on the wire.
 
-Ranks have scales of their own. A sum takes the largest (one MAX all-reduce of a number per tensor), brings the data
-under it, and moves a power of two not below the number of ranks from the data into the scale, so that the sum cannot
-overflow. fp16 data are summed by the backend. fp8 data are not (no backend adds fp8): they go by all-to-all, are
-summed in float32, cast once more and gathered.
+Ranks have scales of their own. The result stands under the largest one. On the way data stand under another: ranks
+agree (one MAX all-reduce of two numbers per tensor) on the power of two that brings the largest element of any rank
+just below the wire format's top, less the number of ranks, so that sums do not overflow and a prediction that is far
+off costs no bits. fp16 data are summed by the backend. fp8 data are not (no backend adds fp8): they go by all-to-all,
+are summed in float32, cast once more and gathered.
 
-`torch.distributed.all_reduce` on a scaled tensor is refused: it would add data under different scales.
+None of these is differentiable. `torch.distributed.all_reduce` on a scaled tensor is refused: it would add data under
+different scales.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +21,14 @@ from torch import Tensor
 
 from isoscale._base.errors import ConfigError, did_you_mean
 from isoscale.scalify import scales
-from isoscale.scalify.pair import Pair, times, under
-from isoscale.scalify.tensor import ScaledTensor, as_scaled, rms_scale
+from isoscale.scalify.pair import Pair, under
+from isoscale.scalify.tensor import ScaledTensor, as_plain, as_scaled
 
 OPS = ("mean", "sum")
 WIRES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e5m2}
-_FP8_TOP = 57344.0
+TOP = {torch.float16: 2.0**15, torch.float8_e5m2: 2.0**15, torch.float8_e4m3fn: 2.0**8}
+"""Data travel below this power of two; in formats with float32's exponents, below 1."""
+gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the older name of one function
 
 
 def wire_dtype(name: str) -> torch.dtype:
@@ -57,28 +61,20 @@ def all_reduce_many(
     xs: Sequence[Tensor], op: str = "mean", group: Any = None, wire: str | None = None
 ) -> list[Tensor]:
     """`all_reduce` of several: one collective for all scales, one for the data of each dtype."""
-    if op not in OPS:
-        raise ConfigError("no such reduction", key="op", value=op, hint=did_you_mean(op, OPS))
     given = [_scaled(x) for x in xs]
+    _known(op)
+    kinds = [_kind(x, wire) for x in given]
     if not given:
         return []
-    world = dist.get_world_size(group)
-    tops = torch.stack([x._scale for x in given])
-    dist.all_reduce(tops, dist.ReduceOp.MAX, group)
-    room = 1
-    while room < world:
-        room *= 2
-    out: list[Tensor | None] = [None] * len(given)
-    kinds = {wire_dtype(wire)} if wire is not None else {x.dtype for x in given}
-    for kind in kinds:
-        mine = [i for i, x in enumerate(given) if wire is not None or x.dtype == kind]
-        flat = [under(Pair(given[i]._data.float(), given[i]._scale), tops[i]).reshape(-1) / room for i in mine]
-        total = _sum(torch.cat(flat), kind, group)
-        for i, part in zip(mine, torch.split(total, [given[i].numel() for i in mine])):
-            factor, power = scales.split(room / world if op == "mean" else float(room))
-            data = times(part.view(given[i].shape), factor)
-            out[i] = ScaledTensor(data.to(given[i].dtype), tops[i] * power)
-    return [x for x in out if x is not None]
+    tops, ways = _agree(given, kinds, group)
+    out = list(given)
+    for kind in dict.fromkeys(kinds):  # in the order of xs, which all ranks share
+        mine = [i for i, other in enumerate(kinds) if other == kind]
+        flat = torch.cat([_sent(given[i], ways[i]).reshape(-1) for i in mine])
+        parts = torch.split(_sum(flat, kind, group), [given[i].numel() for i in mine])
+        for i, part in zip(mine, parts):
+            out[i] = _reduced(part.view(given[i].shape), given[i], tops[i], ways[i], op, dist.get_world_size(group))
+    return list(out)
 
 
 def _scaled(x: Tensor) -> ScaledTensor:
@@ -90,33 +86,82 @@ def _scaled(x: Tensor) -> ScaledTensor:
     return x
 
 
-def _sum(flat: Tensor, dtype: torch.dtype, group: Any) -> Tensor:
-    """Sum over ranks of float32 data that fit the dtype, rounded to it on the wire; float32."""
-    if dtype != torch.float8_e5m2:
-        low = flat.to(dtype)
+def _known(op: str) -> None:
+    if op not in OPS:
+        raise ConfigError("no such reduction", key="op", value=op, hint=did_you_mean(op, OPS))
+
+
+def _kind(x: ScaledTensor, wire: str | None) -> torch.dtype:
+    if wire is not None:
+        return wire_dtype(wire)
+    return torch.float8_e5m2 if x.dtype.itemsize == 1 else x.dtype
+
+
+def _room(world: int) -> int:
+    """The smallest power of two not below the number of ranks."""
+    return 1 << (world - 1).bit_length()
+
+
+def _reach(x: ScaledTensor) -> Tensor:
+    """The largest power of two not above the largest |value|, 0-d; 0 for zeros, infinite where one is not finite."""
+    size = x._data.detach().abs().float().amax() if x.numel() else torch.zeros((), device=x.device)
+    found = scales.floor2(size) * torch.where(x._scale == 0, 1.0, x._scale)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _way(reach: Tensor, top: Tensor, room: int, kind: torch.dtype) -> Tensor:
+    """The scale that data travel under; any will do where they are zeros or lost already."""
+    way = (reach * (2.0 * room / TOP.get(kind, 1.0))).clamp(min=2.0**-126)
+    return torch.where(torch.isfinite(way) & (reach > 0), way, torch.where(top == 0, 1.0, top))
+
+
+def _agree(xs: Sequence[ScaledTensor], kinds: Sequence[torch.dtype], group: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Per tensor the largest scale of any rank, and the one to travel under: one collective."""
+    both = torch.stack([*(x._scale for x in xs), *(_reach(x) for x in xs)])
+    dist.all_reduce(both, dist.ReduceOp.MAX, group)
+    tops, room = [top.clone() for top in both[: len(xs)]], _room(dist.get_world_size(group))
+    return tops, [_way(reach, top, room, kind) for reach, top, kind in zip(both[len(xs) :], tops, kinds)]
+
+
+def _sent(x: ScaledTensor, way: Tensor) -> Tensor:
+    """The data as they travel, before they are rounded to the wire's dtype."""
+    data: Tensor = under(Pair(scales.widened(x._data.detach()), x._scale), way)
+    return data
+
+
+def _reduced(total: Tensor, like: ScaledTensor, top: Tensor, way: Tensor, op: str, world: int) -> ScaledTensor:
+    """A sum that arrived, under the largest scale; a sum's scale grows with the ranks, so that data keep their size."""
+    scale = top if op == "mean" else top * _room(world)
+    data = total * (way / torch.where(scale == 0, 1.0, scale))
+    return ScaledTensor((data / world if op == "mean" else data).to(like.dtype), scale)
+
+
+def _sum(flat: Tensor, kind: torch.dtype, group: Any) -> Tensor:
+    """Sum over ranks, in the order that the backend takes or, for fp8, in that of the ranks."""
+    if kind != torch.float8_e5m2:
+        low = flat.to(kind)
         dist.all_reduce(low, dist.ReduceOp.SUM, group)
-        return low.float()
+        return scales.widened(low)
     world = dist.get_world_size(group)
     padded = torch.nn.functional.pad(flat, (0, -flat.numel() % world))
-    part = _exchange_sum(padded.view(world, -1), group)
-    top = part.abs().amax()
-    dist.all_reduce(top, dist.ReduceOp.MAX, group)
-    n = scales.floor2(torch.where(top > 0, top * (2.0 / _FP8_TOP), 1.0))
+    part = _exchange_sum(padded.view(world, -1), kind, group)
     whole = torch.empty(world * part.numel(), dtype=torch.uint8, device=flat.device)
-    dist.all_gather_into_tensor(whole, _to_fp8(part / n).view(torch.uint8), group)
-    return (whole.view(torch.float8_e5m2).float() * n)[: flat.numel()]
+    gather(whole, _bytes((part / _room(world)).to(kind)), group)
+    return whole.view(kind).float()[: flat.numel()] * _room(world)
 
 
-def _to_fp8(x: Tensor) -> Tensor:
-    return x.clamp(-_FP8_TOP, _FP8_TOP).to(torch.float8_e5m2)
+def _bytes(x: Tensor) -> Tensor:
+    """Flat, for the wire: backends do not know fp8."""
+    return (x.view(torch.uint8) if x.dtype.itemsize == 1 else x).contiguous().view(-1)
 
 
-def _exchange_sum(rows: Tensor, group: Any) -> Tensor:
-    """Row r of every rank to rank r, in fp8, and summed there in float32: rows [world, n] -> [n]."""
-    sent = _to_fp8(rows).view(torch.uint8).contiguous()
+def _exchange_sum(rows: Tensor, kind: torch.dtype, group: Any) -> Tensor:
+    """Row r of every rank to rank r, in the wire's dtype, and summed there in float32: rows [world, n] -> [n]."""
+    sent = rows.to(kind)
     got = torch.empty_like(sent)
-    dist.all_to_all_single(got.view(-1), sent.view(-1), group=group)
-    return got.view(torch.float8_e5m2).float().sum(0)
+    dist.all_to_all_single(_bytes(got), _bytes(sent), group=group)
+    return scales.widened(got).sum(0)
 
 
 def reduce_scatter(x: Tensor, op: str = "mean", group: Any = None, wire: str | None = None) -> Tensor:
@@ -135,28 +180,13 @@ def reduce_scatter(x: Tensor, op: str = "mean", group: Any = None, wire: str | N
         ConfigError: a plain tensor, another op or wire, a first dimension that the ranks do not divide.
     """
     world, given = dist.get_world_size(group), _scaled(x)
-    if op not in OPS:
-        raise ConfigError("no such reduction", key="op", value=op, hint=did_you_mean(op, OPS))
+    _known(op)
+    kind = _kind(given, wire)
     if not given.dim() or given.shape[0] % world:
-        raise ConfigError("the ranks do not divide the first dimension", key="x", value=tuple(given.shape))
-    kind = given.dtype if wire is None else wire_dtype(wire)
-    top = given._scale.clone()
-    dist.all_reduce(top, dist.ReduceOp.MAX, group)
-    room = 1
-    while room < world:
-        room *= 2
-    data = under(Pair(given._data.float(), given._scale), top) / room
-    rows = data.reshape(world, -1)
-    if kind == torch.float8_e5m2:
-        total = _exchange_sum(rows, group)
-    else:
-        low = rows.to(kind)
-        got = torch.empty_like(low)
-        dist.all_to_all_single(got.view(-1), low.contiguous().view(-1), group=group)
-        total = got.float().sum(0)
-    factor, power = scales.split(room / world if op == "mean" else float(room))
-    shape = (given.shape[0] // world, *given.shape[1:])
-    return ScaledTensor(times(total.view(shape), factor).to(given.dtype), top * power)
+        raise ConfigError(f"{world} ranks do not divide the first dimension", key="x", value=tuple(given.shape))
+    (top,), (way,) = _agree([given], [kind], group)
+    total = _exchange_sum(_sent(given, way).reshape(world, -1), kind, group)
+    return _reduced(total.view(given.shape[0] // world, *given.shape[1:]), given, top, way, op, world)
 
 
 def all_gather(x: Tensor, group: Any = None, wire: str | None = None) -> Tensor:
@@ -165,41 +195,47 @@ def all_gather(x: Tensor, group: Any = None, wire: str | None = None) -> Tensor:
     Args:
         x: scaled, [n, ...], the same shape on every rank.
         group: process group.
-        wire: as for `all_reduce`.
+        wire: as for `all_reduce`, but fp8 is E4M3: nothing is summed.
 
     Raises:
-        ConfigError: a plain tensor, another wire.
+        ConfigError: a plain tensor, another wire, a tensor without dimensions.
     """
     world, given = dist.get_world_size(group), _scaled(x)
-    kind = given.dtype if wire is None else wire_dtype(wire)
-    tops = torch.empty(world, device=given.device)
-    dist.all_gather_into_tensor(tops, given._scale.view(1), group)
-    sent = (_to_fp8(given._data.float()) if kind == torch.float8_e5m2 else given._data.to(kind)).contiguous()
-    held = torch.uint8 if kind == torch.float8_e5m2 else kind
-    got = torch.empty((world, *sent.shape), dtype=held, device=sent.device)
-    dist.all_gather_into_tensor(got.view(-1), _bytes(sent).view(-1), group)
-    data = got.view(kind) if kind == torch.float8_e5m2 else got
-    top = tops.amax()
-    shape = [world] + [1] * given.dim()
-    moved = under(Pair(data.float(), tops.view(shape)), top)
-    return ScaledTensor(moved.reshape(world * given.shape[0], *given.shape[1:]).to(given.dtype), top)
+    kind = _kind(given, wire)
+    if not given.dim():
+        raise ConfigError("a tensor without dimensions cannot be gathered", key="x", hint="x[None]")
+    kind = torch.float8_e4m3fn if kind == torch.float8_e5m2 else kind
+    way = _way(_reach(given), given._scale, 1, kind)
+    every = torch.empty(2 * world, device=given.device)
+    gather(every, torch.stack([given._scale, way]), group)
+    sent = _sent(given, way).to(kind)
+    got = torch.empty((world, *sent.shape), dtype=kind, device=sent.device)
+    gather(_bytes(got), _bytes(sent), group)
+    top = every[::2].amax()
+    ways = every[1::2].view([world] + [1] * given.dim())
+    data = scales.widened(got) * (ways / torch.where(top == 0, 1.0, top))
+    return ScaledTensor(data.reshape(world * given.shape[0], *given.shape[1:]).to(given.dtype), top)
 
 
-def _bytes(x: Tensor) -> Tensor:
-    return x.view(torch.uint8) if x.dtype == torch.float8_e5m2 else x
+def reduce_gradients(parameters: Iterable[Tensor], group: Any = None, wire: str | None = None) -> None:
+    """Mean of every gradient over ranks, in place: call it between `backward()` and `step()`.
 
-
-def reduce_gradients(parameters: Any, group: Any = None, wire: str | None = None) -> None:
-    """Mean of every scaled gradient over ranks, in place: call it between `backward()` and `step()`.
+    A parameter that has a gradient on some ranks only counts as zero on the others.
 
     Args:
-        parameters: of the scaled model, in the same order on every rank, each with its gradient or none on all ranks.
+        parameters: of the scaled model, in the same order on every rank.
         group: process group.
         wire: as for `all_reduce`.
     """
-    held = [p for p in parameters if p.grad is not None]
-    for p, grad in zip(held, all_reduce_many([p.grad for p in held], "mean", group, wire)):
-        p.grad = grad
+    known = list(parameters)
+    if not known:
+        return
+    has = torch.tensor([p.grad is not None for p in known], dtype=torch.int32, device=known[0].device)
+    dist.all_reduce(has, dist.ReduceOp.MAX, group)
+    held = [p for p, anywhere in zip(known, has.tolist()) if anywhere]
+    grads = [p.grad if p.grad is not None else torch.zeros(p.shape, dtype=p.dtype, device=p.device) for p in held]
+    for p, grad in zip(held, all_reduce_many([as_scaled(g) for g in grads], "mean", group, wire)):
+        p.grad = grad if isinstance(p, ScaledTensor) else as_plain(grad)
 
 
 def compress_hook(wire: str = "fp16") -> Any:
@@ -220,11 +256,11 @@ def compress_hook(wire: str = "fp16") -> Any:
 
     def hook(state: Any, bucket: Any) -> torch.futures.Future[Tensor]:
         group = state if state is not None else dist.group.WORLD
-        grads = [as_scaled(g, scale=rms_scale(g)) for g in bucket.gradients()]
+        grads = [as_scaled(g) for g in bucket.gradients()]
         done = all_reduce_many(grads, "mean", group, wire)
         flat = bucket.buffer()
         for g, reduced in zip(bucket.gradients(), done):
-            g.copy_(reduced._data * torch.where(reduced._scale == 0, 1.0, reduced._scale))  # type: ignore[attr-defined]
+            g.copy_(as_plain(reduced))
         future: torch.futures.Future[Tensor] = torch.futures.Future()
         future.set_result(flat)
         return future

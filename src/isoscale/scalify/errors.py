@@ -36,9 +36,13 @@ def missing_rule(op: OpOverload, writes: bool) -> RuleError:
             f"write it out of place, register its functional form with @iso.scalify.rule, or work on "
             f"iso.scalify.as_plain(x); {registry.suggestion(op)}"
         )
-    elif op.namespace in ("c10d", "_c10d_functional"):
-        message = f"{op} would add data that stand under different scales"
-        hint = "iso.scalify.all_reduce(x), reduce_scatter, all_gather; iso.scalify.reduce_gradients(model.parameters())"
+    elif op.namespace in ("c10d", "_c10d_functional", "fsdp"):
+        message = f"{op} knows no scales: on every rank the data stand under another one"
+        hint = (
+            "iso.scalify.all_reduce(x), reduce_scatter, all_gather; instead of DistributedDataParallel, "
+            "iso.scalify.reduce_gradients(model.parameters()) behind backward(); fully_shard the plain model, with "
+            "set_custom_reduce_scatter(iso.scalify.ScaledReduceScatter())"
+        )
     else:
         message = f"{op} has no scale rule"
         hint = (

@@ -21,13 +21,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
 
+from isoscale._base.errors import ConfigError
 from isoscale.scalify import scales
-from isoscale.scalify.collectives import wire_dtype
+from isoscale.scalify.collectives import TOP, gather, wire_dtype
 
 BLOCK = 256
-_TOP = {torch.float16: 2.0**14, torch.bfloat16: 2.0**100, torch.float32: 2.0**100,
-        torch.float8_e5m2: 2.0**15, torch.float8_e4m3fn: 2.0**8}  # fmt: skip
-_LIMIT = {torch.float8_e5m2: 57344.0, torch.float8_e4m3fn: 448.0, torch.float16: 65504.0}
 
 
 class _Allocates:
@@ -43,17 +41,17 @@ def _padded(rows: Tensor) -> Tensor:
 
 
 def _scale(blocks: Tensor, dtype: torch.dtype) -> Tensor:
-    """[..., BLOCK] -> [...]: a power of two that brings the largest element just below the format's top."""
-    found = scales.floor2(blocks.abs().amax(-1) * (2.0 / _TOP[dtype]))
+    """[..., BLOCK] -> [...]: a power of two that brings the largest element just below the format's top.
+
+    Infinite where an element is not finite: the whole block is then NaN on the other side, and seen.
+    """
+    found = scales.floor2(blocks.abs().amax(-1) * (2.0 / TOP.get(dtype, 1.0)))
     assert isinstance(found, Tensor)
     return found
 
 
 def _encode(blocks: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    data = blocks / torch.where(scale == 0, 1.0, scale)[..., None]
-    limit = _LIMIT.get(dtype)
-    data = data if limit is None else data.clamp(-limit, limit)
-    return data.to(dtype).contiguous()
+    return (blocks / torch.where(scale == 0, 1.0, scale)[..., None]).to(dtype).contiguous()
 
 
 def _bytes(x: Tensor) -> Tensor:
@@ -76,7 +74,14 @@ class ScaledReduceScatter(_Allocates, ReduceScatter):
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
     ) -> dist.Work | None:
-        """input [world * n] -> output [n]: the sum or the mean over ranks."""
+        """input [world * n] -> output [n]: the sum or the mean over ranks.
+
+        Raises:
+            ConfigError: another reduction.
+        """
+        if op not in (dist.ReduceOp.SUM, dist.ReduceOp.AVG):
+            raise ConfigError("scaled gradients are reduced by SUM and AVG only", key="op", value=str(op),
+                              hint="divide by another factor than the number of ranks in the loss")  # fmt: skip
         world = dist.get_world_size(group)
         blocks = _padded(input_tensor.view(world, -1))
         scale = _scale(blocks, self.dtype)
@@ -112,7 +117,7 @@ class ScaledAllGather(_Allocates, AllGather):
     ) -> dist.Work | None:
         """input [n] -> output [world * n]."""
         if not input_tensor.is_floating_point():  # parameters of several dtypes travel as bytes
-            work: dist.Work | None = dist.all_gather_into_tensor(output_tensor, input_tensor, group, async_op)
+            work: dist.Work | None = gather(output_tensor, input_tensor, group, async_op)
             return work
         world = dist.get_world_size(group)
         blocks = _padded(input_tensor.view(1, -1))
@@ -120,8 +125,8 @@ class ScaledAllGather(_Allocates, AllGather):
         sent = _encode(blocks, scale, self.dtype)
         got = torch.empty((world, *sent.shape[1:]), dtype=self.dtype, device=sent.device)
         every = torch.empty((world, scale.shape[1]), device=sent.device)
-        dist.all_gather_into_tensor(_bytes(got), _bytes(sent), group)
-        dist.all_gather_into_tensor(every.view(-1), scale.view(-1), group)
+        gather(_bytes(got), _bytes(sent), group)
+        gather(every.view(-1), scale.view(-1), group)
         whole = (got.float() * every[..., None]).view(world, -1)[:, : input_tensor.numel()]
         output_tensor.copy_(whole.reshape(-1))
         return None
