@@ -72,7 +72,8 @@ def test_import_and_help_load_no_torch_and_are_quick(code: str) -> None:
 def test_public_names() -> None:
     assert isoscale.__all__ == [
         "IsoscaleError", "Plan", "RunConfig", "RunResult", "Scale", "check", "config", "export", "formats", "infer_roles",
-        "models", "nn", "numerics", "plan", "planning", "presets", "probe", "report", "rules", "sweep", "train",
+        "models", "nn", "numerics", "plan", "planning", "presets", "probe", "report", "rules", "scalify", "sweep",
+        "train",
     ]  # fmt: skip
     for name in isoscale.__all__:
         assert getattr(isoscale, name) is not None
@@ -101,6 +102,8 @@ def test_commands_and_their_flags() -> None:
         "report": sorted(["--out", "--json"]),
         "check": sorted(["--width", "--depth", "--rule", "--base-width", "--base-depth", "--steps", "--seeds", "--transfer",
                          "--transfer-steps", "--lr", "--optimizer", "--data", "--out", "--quiet", "--json"]),
+        "scalify": sorted([*config, "--recipe", "--width", "--depth", "--steps", "--lr", "--octaves", "--worst", "--out",
+                           "--report", "--data", "--quiet", "--json"]),
         "formats": ["--json"],
         "doctor": sorted(["--model", "--width", "--depth", "--json"]),
     }  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
+import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoscale._base.errors import ConfigError
+from isoscale._base.files import atomic_write
+from isoscale._base.log import dumps
+from isoscale._base.optional import need
 from isoscale.cli.common import AsJson, ConfigFile, Data, Preset, Quiet, Sets, emit, load_config
 
 if TYPE_CHECKING:
@@ -27,12 +31,12 @@ def scalify(
         help="isoscale (the decoder of the settings), module:function, or a config.json.", metavar="[TARGET]",
         show_default=False)] = "isoscale",
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="What the model is made into.")] = "fp16",
-    width: Annotated[int, typer.Option("--width", help="Of a TARGET.")] = 128,
-    depth: Annotated[int, typer.Option("--depth", help="Of a TARGET.")] = 2,
-    steps: Annotated[int, typer.Option("--steps", help="Trained before looking.")] = 20,
+    width: Annotated[int | None, typer.Option("--width", min=1, help="Of a TARGET: 128 if not given.")] = None,
+    depth: Annotated[int | None, typer.Option("--depth", min=1, help="Of a TARGET: 2 if not given.")] = None,
+    steps: Annotated[int, typer.Option("--steps", min=0, help="Trained before looking.")] = 20,
     lr: Annotated[float, typer.Option("--lr", help="AdamW's, for those steps.")] = 1e-3,
     octaves: Annotated[float, typer.Option("--octaves", "-k", help="A prediction off by more is told.")] = 3.0,
-    worst: Annotated[int, typer.Option("--worst", help="Rows printed.")] = 12,
+    worst: Annotated[int, typer.Option("--worst", min=0, help="Rows printed.")] = 12,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("runs/scalify"),
     report: Annotated[bool, typer.Option("--report", help="Write an HTML page too.")] = False,
     config: ConfigFile = None, preset: Preset = None, set_: Sets = None, data: Data = None,
@@ -54,20 +58,29 @@ def scalify(
     from isoscale.scalify.recipe import recipe_of
 
     chosen = recipe_of(recipe)
-    if steps < 0 or octaves <= 0:
-        raise ConfigError("steps are counted from 0, octaves are above 0", key="--steps/--octaves",
-                          value=(steps, octaves))  # fmt: skip
+    for key, number in (("--octaves", octaves), ("--lr", lr)):
+        if not 0 < number < math.inf:
+            raise ConfigError("must be above 0, and finite", key=key, value=number)
+    own = target == "isoscale"
+    misplaced = {"--width": width, "--depth": depth} if own else \
+                {"--set": set_, "--config": config, "--preset": preset, "--data": data}  # fmt: skip
+    for key, given in misplaced.items():
+        if given is not None:
+            hint = f"--set model.{key[2:]}={given}" if own else "--width and --depth size a TARGET"
+            raise ConfigError(f"{target} does not look at it", key=key, value=str(given), hint=hint)
+    if report:
+        need("plotly", "report")  # before the training, not behind it
     import torch
 
-    model, batch, loss = _subject(target, width, depth, load_config(preset, config, set_, data).config)
     torch.manual_seed(0)
+    model, batch, loss = _subject(target, width or 128, depth or 2, load_config(preset, config, set_, data).config)
     model, optimizer = transform(model, torch.optim.AdamW(model.parameters(), lr=lr), chosen)
     _train(model, optimizer, lambda step: loss(model, batch(step)), steps, quiet or as_json)
     seen = measure(model, lambda: loss(model, batch(steps)))
     out.mkdir(parents=True, exist_ok=True)
     seen.save(out / "tensors.jsonl")
     found = _summary(seen, target, chosen.name, steps, octaves, optimizer)
-    (out / "scalify.json").write_text(json.dumps(found, indent=1))
+    atomic_write(out / "scalify.json", dumps(found, indent=1) + "\n")
     page = ""
     if report:
         from isoscale.report.scalify_page import write_scalify_page
@@ -122,7 +135,7 @@ def _train(model: nn.Module, optimizer: Any, loss: Callable[[int], Tensor], step
             optimizer.step()
             optimizer.zero_grad()
             left = (time.perf_counter() - began) / (step + 1) * (steps - step - 1)
-            bar.update(task, completed=step + 1, info=f"loss {float(value):.3f}  {clock(left)} left")
+            bar.update(task, completed=step + 1, info=f"loss {float(value.detach()):.3f}  {clock(left)} left")
 
 
 def _summary(seen: Watched, target: str, recipe: str, steps: int, octaves: float, optimizer: Any) -> dict[str, Any]:
@@ -130,34 +143,45 @@ def _summary(seen: Watched, target: str, recipe: str, steps: int, octaves: float
         name: {"tensors": len(seen.measured(name)), "within": seen.within(octaves, name)}
         for name in ("forward", "backward")
     }
+    worst: dict[str, dict[str, Any]] = {}  # an operator of a module often has several such tensors
+    for row, text in seen.proposals(octaves):
+        tensor = f"{_op(row.op)} in {row.module or '(loss)'} ({row.direction})"
+        if tensor not in worst or abs(worst[tensor]["off"]) < row.off:
+            worst[tensor] = {"tensor": tensor, "off": row.rms, "proposal": text}
     kept = optimizer.bytes_per_parameter()
     return {
         "model": target, "recipe": recipe, "steps": steps, "octaves": octaves, "directions": directions,
-        "bytes_per_parameter": kept,
-        "proposals": [{"tensor": f"{row.op} in {row.module or '(loss)'} ({row.direction})", "off": row.rms,
-                       "proposal": text} for row, text in seen.proposals(octaves)],
+        "bytes_per_parameter": kept, "proposals": list(worst.values()),
         "note": f"weights and optimiser state take {kept['all']:.2f} bytes a parameter",
     }  # fmt: skip
 
 
-def _cut(text: str, size: int) -> str:
+def _op(name: str) -> str:
+    return name.removeprefix("aten.").removesuffix(".default")
+
+
+def _head(text: str, size: int) -> str:
+    return text if len(text) <= size else text[: size - 1] + "~"
+
+
+def _tail(text: str, size: int) -> str:
     return text if len(text) <= size else "~" + text[1 - size :]
 
 
 def _text(seen: Watched, found: dict[str, Any], worst: int, page: str) -> str:
-    band = f"2^+-{found['octaves']:g}"
-    lines = [f"{found['model']} under {found['recipe']}, after {found['steps']} steps; "
-             f"{found['bytes_per_parameter']['all']:.2f} bytes a parameter"]  # fmt: skip
+    lines = textwrap.wrap(f"{found['model']} under {found['recipe']}, after {found['steps']} steps; "
+                          f"{found['bytes_per_parameter']['all']:.2f} bytes a parameter", 80)  # fmt: skip
     for name, part in found["directions"].items():
-        share = f"{100 * part['within']:5.1f} %"
+        share, band = f"{100 * part['within']:5.1f} %", f"{found['octaves']:g} octaves"
         lines.append(f"{name:9} {part['tensors']:5} tensors, {share} within {band} of the prediction")
     lines += ["", f"{'off by':>8}  {'predicted':>9}  {'':1}  {'operator':{_OP}} module"]
     for row in seen.worst(worst):
         scale = "any" if row.scale is None else f"2^{row.scale:g}"
-        lines.append(f"{f'2^{row.rms:+.1f}':>8}  {scale:>9}  {row.direction[0]}  {_cut(row.op, _OP):{_OP}} "
-                     f"{_cut(row.module or '(loss)', _NAME)}")  # fmt: skip
+        lines.append(f"{f'2^{row.rms:+.1f}':>8}  {scale:>9}  {row.direction[0]}  {_head(_op(row.op), _OP):{_OP}} "
+                     f"{_tail(row.module or '(loss)', _NAME)}")  # fmt: skip
     for proposal in found["proposals"][:5]:
-        lines += ["", f"{proposal['tensor']}, off by 2^{proposal['off']:+.1f}:", f"  {proposal['proposal']}"]
+        lines += ["", *textwrap.wrap(f"{proposal['tensor']}, off by 2^{proposal['off']:+.1f}:", 80)]
+        lines += textwrap.wrap(proposal["proposal"], 80, initial_indent="  ", subsequent_indent="    ")
     if len(found["proposals"]) > 5:
         lines.append(f"\nand {len(found['proposals']) - 5} more, in scalify.json")
     if page:

@@ -18,7 +18,8 @@ _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1120px;margin:2rem auto;padding:0 1rem;color:#1f2937}
 h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #e5e7eb}
 table{border-collapse:collapse;font-size:13px;margin:.6rem 0}
-td,th{padding:.22rem .7rem;border-bottom:1px solid #eee;white-space:nowrap}td.w{white-space:normal;min-width:12rem}
+td,th{padding:.22rem .7rem;border-bottom:1px solid #eee;white-space:nowrap}
+td.w{white-space:normal;min-width:12rem;overflow-wrap:anywhere}
 th{text-align:left;background:#f8fafc}td.n{text-align:right;font-variant-numeric:tabular-nums}
 code,.mono{font-family:ui-monospace,monospace;font-size:12.5px}.note{color:#6b7280}.warn{color:#b45309}
 th.n{text-align:right}.scroll{overflow-x:auto;max-height:620px;overflow-y:auto}
