@@ -262,7 +262,7 @@ def test_optimisers_that_cannot_be_scaled_are_refused_and_the_model_is_left_alon
 
 
 def test_a_second_scalify_and_unknown_names_are_refused():
-    model, optimizer = sc.scalify(nn.Linear(4, 4), None, "fp16")
+    model, _ = sc.scalify(nn.Linear(4, 4), None, "fp16")
     with pytest.raises(ConfigError, match="scaled already"):
         sc.scalify(model)
     with pytest.raises(ConfigError, match="no such recipe") as caught:

@@ -27,9 +27,9 @@ from isoscale.scalify.ops import (
 from isoscale.scalify.optimizers import ScaledAdamW, ScaledOptimizer, ScaledSGD
 from isoscale.scalify.pair import Pair, lift, under, value
 from isoscale.scalify.placement import place, placements, take_away
-from isoscale.scalify.recipe import RECIPES, ScaleRecipe
+from isoscale.scalify.recipe import RECIPES, ScaleRecipe, as_published
 from isoscale.scalify.registry import TABLE, rule
-from isoscale.scalify.tensor import ScaledTensor, as_plain, as_scaled
+from isoscale.scalify.tensor import ScaledTensor, as_block_scaled, as_plain, as_scaled
 from isoscale.scalify.transform import scalify
 from isoscale.scalify.watch import Watched, measure, watch
 
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 __all__ = [
     "RECIPES", "TABLE", "Pair", "Rescale", "RuleError", "ScaleRecipe", "ScaledAdamW", "ScaledAllGather",
     "ScaledOptimizer", "ScaledReduceScatter", "ScaledSGD", "ScaledTensor", "StaticBackend", "Watched", "all_gather",
-    "all_reduce", "as_plain", "as_scaled", "cast_on_backward", "cast_on_forward", "compress_hook", "custom_scale",
-    "lift", "load_state", "measure", "place", "placements", "plain_state", "reduce_gradients", "reduce_scatter",
-    "rescale", "rescale_grad", "rescale_l1", "rescale_l1_grad", "rescale_l2", "rescale_l2_grad", "rescale_max",
-    "rescale_max_grad", "rule", "save_state", "scalify", "set_scaling", "static_backend", "stop_scaling",
-    "take_away", "under", "value", "watch",
+    "all_reduce", "as_block_scaled", "as_plain", "as_published", "as_scaled", "cast_on_backward", "cast_on_forward",
+    "compress_hook", "custom_scale", "lift", "load_state", "measure", "place", "placements", "plain_state",
+    "reduce_gradients", "reduce_scatter", "rescale", "rescale_grad", "rescale_l1", "rescale_l1_grad", "rescale_l2",
+    "rescale_l2_grad", "rescale_max", "rescale_max_grad", "rule", "save_state", "scalify", "set_scaling",
+    "static_backend", "stop_scaling", "take_away", "under", "value", "watch",
 ]  # fmt: skip
 
 # FSDP and the compiler take a second each to import.

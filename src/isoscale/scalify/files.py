@@ -1,7 +1,7 @@
 """State of scaled models on disk: safetensors with `name` (data) and `name.scale` side by side, no pickle.
 
 `torch.save(model.state_dict())` works too. A plain checkpoint goes into a scaled model by `model.load_state_dict`: each
-weight is split on the way in, under the power of two below its RMS.
+weight is split on the way in, under the power of two nearest to its RMS.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ class Rescale(nn.Module):
 
     Args:
         statistic: `l2`, `l1` or `max`.
-        direction: `forward`, or `backward` for the gradient.
+        direction: `forward`, `backward` for the gradient, or `both`.
         period: at every how many-th training call; 1 is always.
 
     Raises:
@@ -163,8 +163,8 @@ class Rescale(nn.Module):
 
     def __init__(self, statistic: str = "l2", direction: str = "backward", period: int = 1) -> None:
         super().__init__()
-        if direction not in ("forward", "backward"):
-            raise ConfigError("no such direction", key="direction", value=direction, hint="forward or backward")
+        if direction not in ("forward", "backward", "both"):
+            raise ConfigError("no such direction", key="direction", value=direction, hint="forward, backward or both")
         if period < 1:
             raise ConfigError("a period is at least 1", key="period", value=period)
         self.statistic, self.direction, self.period = _checked(statistic), direction, period
@@ -177,8 +177,8 @@ class Rescale(nn.Module):
             due = self.calls % self.period == 0
             if self.training:
                 self.calls.add_(1)
-        act = rescale if self.direction == "forward" else rescale_grad
-        return act(x, self.statistic, due)
+        x = x if self.direction == "backward" else rescale(x, self.statistic, due)
+        return x if self.direction == "forward" else rescale_grad(x, self.statistic, due)
 
     def extra_repr(self) -> str:
         """Statistic, direction, period."""

@@ -1,7 +1,7 @@
 """Where rescales stand: visible in `print(model)`, movable, each with a statistic and a period.
 
 Norms recalibrate activations on the way forward; nothing recalibrates gradients on the way back. So the paper puts one
-rescale of the gradient at the input of each norm: two in a transformer block, where scaling every operand of every
+rescale of the gradient at the input of each norm (`place_at_norms`): two in a transformer block, where scaling every operand of every
 matmul takes 18 (arXiv 2407.17353, section 3).
 """
 
@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from isoscale import nn as iso_nn
 from isoscale._base.errors import ConfigError, did_you_mean
+from isoscale.nn.cast_linear import CastLinear, is_conv1d
 from isoscale.scalify.ops import Rescale
 
 _CHILD = "rescale"
@@ -40,7 +42,7 @@ def place(
         model: that holds the module.
         path: of the module, as in `model.named_modules()`.
         statistic: `l2`, `l1` or `max`.
-        direction: `backward` for the gradient of the module's input, `forward` for the input.
+        direction: `backward` for the gradient of the module's input, `forward` for the input, or `both`.
         period: in calls.
 
     Raises:
@@ -84,4 +86,13 @@ def place_at_norms(model: nn.Module, statistic: str = "l2", period: int = 1) -> 
     paths = [path for path, module in model.named_modules() if is_norm(module) and path]
     for path in paths:
         place(model, path, statistic, "backward", period)
+    return paths
+
+
+def place_at_linears(model: nn.Module, statistic: str = "l2", period: int = 1) -> list[str]:
+    """One rescale, in both directions, at the input of every linear layer; their paths."""
+    kinds = (nn.Linear, iso_nn.Linear, CastLinear)
+    paths = [path for path, m in model.named_modules() if path and (isinstance(m, kinds) or is_conv1d(m))]
+    for path in paths:
+        place(model, path, statistic, "both", period)
     return paths

@@ -1,16 +1,20 @@
 """What `scalify` makes of a model: dtypes, casts in linears, rescales, optimiser state; the rows of the paper by name.
 
-    name          weights and activations   linears        state   rescales
-    float32       float32                   float32        fp32    none: the oracle, equal to the plain model
-    fp16-master   fp16, fp32 masters        fp16           fp32    none                            (paper: FP16 #1)
-    fp16          fp16                      fp16           fp32    gradients at norm inputs        (FP16 #2)
-    fp8           fp16                      E4M3 and E5M2  fp32    gradients at norm inputs        (FP8 #3)
-    fp8-fp16      fp16                      E4M3 and E5M2  fp16    those and parameter gradients   (FP8 #4)
-    fp16-fp16     fp16                      fp16           fp16    as fp8-fp16
-    fp16-fp8      fp16                      fp16           fp8     as fp8-fp16: four bytes a parameter in all
-    bf16-bf16     bf16                      bf16           bf16    as fp8-fp16
+    name          weights and activations   linears        state   paper
+    float32       float32                   float32        fp32    baseline: the oracle, equal to the plain model
+    fp16-master   fp16, fp32 masters        fp16           fp32    FP16 #1
+    fp16          fp16                      fp16           fp32    FP16 #2
+    fp8           fp16                      E4M3 and E5M2  fp32    FP8 #3
+    fp8-fp16      fp16                      E4M3 and E5M2  fp16    FP8 #4
+    fp16-fp16     fp16                      fp16           fp16    -
+    fp16-fp8      fp16                      fp16           fp8     -: four bytes a parameter in all
+    bf16-bf16     bf16                      bf16           bf16    -
 
-Source: Scalify, arXiv 2407.17353, section 4; the last three are ours.
+All but float32 rescale the gradients at norm inputs, as the paper does from #2 on, parameter gradients before the
+optimiser, as it does in #4, and, which is ours, inputs of linear layers and their gradients.
+`as_published(name)` gives a row with the paper's rescales alone.
+
+Source: Scalify, arXiv 2407.17353, section 4.
 """
 
 from __future__ import annotations
@@ -37,6 +41,9 @@ class ScaleRecipe:
         state: of the optimiser: `fp32`, `bf16`, `fp16`, `fp8`.
         master: keep float32 weights in the optimiser.
         norm_rescale: statistic of the rescale of gradients at norm inputs: `l2`, `l1`, `max` or None.
+        linear_rescale: the same for inputs of linear layers and their gradients. Ours: a trained model's activations
+            and weights align, each matmul then comes out up to 2^4 above its prediction, and where nothing measures
+            in between fp16 overflows (docs/results/scalify_predict.md). None is the paper's placement.
         period: of those rescales, in calls.
         rescale_grads: rescale each parameter's gradient before the optimiser.
         state_period: steps between rescales of weights and state.
@@ -53,6 +60,7 @@ class ScaleRecipe:
     state: str = "fp32"
     master: bool = False
     norm_rescale: str | None = "l2"
+    linear_rescale: str | None = "l2"
     period: int = 1
     rescale_grads: bool = True
     state_period: int = 16
@@ -63,6 +71,7 @@ class ScaleRecipe:
         for key, value, choices in (
             ("dtype", self.dtype, DTYPES), ("state", self.state, tuple(KINDS)),
             ("norm_rescale", self.norm_rescale or "l2", STATISTICS),
+            ("linear_rescale", self.linear_rescale or "l2", STATISTICS),
         ):  # fmt: skip
             if value not in choices:
                 raise ConfigError(f"no such {key}", key=key, value=value, hint=did_you_mean(str(value), choices))
@@ -84,8 +93,8 @@ class ScaleRecipe:
 
 RECIPES = MappingProxyType({
     recipe.name: recipe for recipe in (
-        ScaleRecipe("float32", dtype="fp32", norm_rescale=None, rescale_grads=False, stochastic=False),
-        ScaleRecipe("fp16-master", master=True, norm_rescale=None),
+        ScaleRecipe("float32", dtype="fp32", norm_rescale=None, linear_rescale=None, rescale_grads=False, stochastic=False),
+        ScaleRecipe("fp16-master", master=True),
         ScaleRecipe("fp16"),
         ScaleRecipe("fp8", linear="fp8"),
         ScaleRecipe("fp8-fp16", linear="fp8", state="fp16"),
@@ -94,6 +103,16 @@ RECIPES = MappingProxyType({
         ScaleRecipe("bf16-bf16", dtype="bf16", state="bf16"),
     )
 })  # fmt: skip
+
+
+def as_published(name: str) -> ScaleRecipe:
+    """A recipe with the rescales of the paper's row, and rounding to nearest left as it is here (stochastic).
+
+    Raises:
+        ConfigError: no such recipe.
+    """
+    recipe = recipe_of(name)
+    return recipe.changed(linear_rescale=None, norm_rescale=None if name == "fp16-master" else recipe.norm_rescale)
 
 
 def recipe_of(recipe: str | ScaleRecipe) -> ScaleRecipe:

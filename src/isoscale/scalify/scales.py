@@ -126,12 +126,16 @@ def widened(x: Tensor) -> Tensor:
 
 
 def rms2(x: Tensor) -> Tensor:
-    """The largest power of two not above the RMS of a plain tensor, 0-d float32; 0 for zeros and non-finite data."""
+    """The power of two nearest to the RMS of a plain tensor, 0-d float32; 0 for zeros and for data that are not finite.
+
+    Not the one below, as for the rescales of the paper: a norm's gain of 1 - 1e-4 would stand under 1/2, and double the
+    data of everything behind it.
+    """
     if x.numel() == 0:
         return torch.zeros((), device=x.device)
     top = floor2(x.abs().amax())  # squares of 1e-23 and 1e20 are outside float32
     assert isinstance(top, Tensor)
-    found = floor2((x.float() / torch.where(top == 0, 1.0, top)).square().mean().sqrt()) * top
+    found = nearest2((x.float() / torch.where(top == 0, 1.0, top)).square().mean().sqrt()) * top
     assert isinstance(found, Tensor)
     return torch.where(torch.isfinite(found), found, 0.0)
 

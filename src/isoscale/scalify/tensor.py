@@ -18,9 +18,10 @@ a rule are refused rather than unscaled silently.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,8 @@ from torch.autograd import Function
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-from isoscale.scalify import registry, scales
+from isoscale._base.errors import ConfigError
+from isoscale.scalify import blocks, registry, scales
 from isoscale.scalify import rules as rules  # fills the table
 from isoscale.scalify.errors import missing_rule, wrong_scale
 from isoscale.scalify.pair import Pair, under, value
@@ -60,7 +62,8 @@ class ScaledTensor(Tensor):
 
     Args:
         data: floating point, any shape.
-        scale: 0-d float32 tensor, a power of two, or 0 with data that mean the same under every scale.
+        scale: 0-d float32 tensor, a power of two, or 0 with data that mean the same under every scale. Or a tensor of
+            the data's rank with sizes that divide theirs: scales of blocks (`isoscale.scalify.blocks`).
         part: whether it is a view of a part of another one's data.
         options: see `Options`.
 
@@ -72,8 +75,6 @@ class ScaledTensor(Tensor):
     _part: bool
     _options: Options
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
     @staticmethod
     def __new__(cls, data: Tensor, scale: Tensor, part: bool = False, options: Options = PLAIN_OPTIONS) -> ScaledTensor:
         out = Tensor._make_wrapper_subclass(
@@ -81,6 +82,8 @@ class ScaledTensor(Tensor):
             device=data.device, layout=data.layout, requires_grad=data.requires_grad,
         )  # fmt: skip
         out._data, out._scale, out._part, out._options = data, scale, part, options
+        if scale.dim():
+            blocks.check(data, scale)
         return out
 
     @property
@@ -90,7 +93,7 @@ class ScaledTensor(Tensor):
 
     @property
     def scale(self) -> Tensor:
-        """The scale, 0-d float32: no copy."""
+        """The scale, 0-d float32 or one per block: no copy."""
         return self._scale
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[bool, Options, str]]:
@@ -118,18 +121,30 @@ class ScaledTensor(Tensor):
         grad = ", requires_grad=True" if self.requires_grad else ""
         if type(self._data) not in (Tensor, torch.nn.Parameter) or self._data.is_meta:
             return f"ScaledTensor(shape={shape}, {kind}{grad}, data={self._data!r}, scale={self._scale!r})"
-        scale = float(self._scale)
-        shown = "any" if scale == 0 else f"2^{torch.tensor(scale).log2().item():g}"
+        ends = sorted({float(end) for end in self._scale.aminmax()} if self._scale.numel() else {0.0})
+        shown = " to ".join("any" if end == 0 else f"2^{math.log2(end):g}" for end in ends)
+        shown += f" of {tuple(self._scale.shape)} blocks" if self._scale.dim() else ""
         rms = float(self._data.double().square().mean().sqrt()) if self.numel() else float("nan")
         small = f", values={as_plain(self.detach(), torch.float32).tolist()}" if 0 < self.numel() <= 8 else ""
         return f"ScaledTensor(shape={shape}, {kind}, scale={shown}, data rms={rms:.3g}{small}{grad})"
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.rms_norm, torch.nn.functional.rms_norm):
+            from isoscale.scalify.norm_op import rms_norm
+
+            return rms_norm(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        options = _options(args, kwargs)
+        options, blocked = _look(args, kwargs)
+        if blocked and (found := _on_blocks(func, args, kwargs, options)) is not None:
+            return found
         if registry.writes(func) and func not in registry.TABLE:
             if func._schema.name.startswith(_FOREACH):
                 return _each(func, args, kwargs)
@@ -147,15 +162,44 @@ class ScaledTensor(Tensor):
         return result
 
 
-def _options(args: Any, kwargs: Any) -> Options:
+def _look(args: Any, kwargs: Any) -> tuple[Options, bool]:
+    """The options of the first scaled tensor that has any, and whether a tensor has block scales."""
+    options, blocked = PLAIN_OPTIONS, False
     for leaf in tree_leaves((args, kwargs)):
-        if isinstance(leaf, ScaledTensor) and leaf._options.fallback:
-            return leaf._options
-    return PLAIN_OPTIONS
+        if isinstance(leaf, ScaledTensor):
+            blocked = blocked or leaf._scale.dim() > 0
+            if leaf._options.fallback and options is PLAIN_OPTIONS:
+                options = leaf._options
+    return options, blocked
 
 
 def _pair(leaf: Any) -> Any:
+    """What a rule gets for an argument: block scales are brought under one."""
+    if not isinstance(leaf, ScaledTensor):
+        return leaf
+    pair = Pair(leaf._data, leaf._scale)
+    return blocks.together(pair) if leaf._scale.dim() else pair
+
+
+def _blocks(leaf: Any) -> Any:
     return Pair(leaf._data, leaf._scale) if isinstance(leaf, ScaledTensor) else leaf
+
+
+def _exact(x: ScaledTensor) -> Pair:
+    return blocks.exact(_blocks(x))
+
+
+def _on_blocks(func: OpOverload, args: Any, kwargs: Any, options: Options) -> Any:
+    """An operator that block scales move with or are folded into; None for all others, which get one scale first."""
+    out = blocks.run(func, tree_map(_blocks, args), tree_map(_blocks, kwargs))
+    if out is None:
+        return None
+    if not func.is_view:  # its own scales, as every result
+        return tree_map(
+            lambda pair: ScaledTensor(pair.data, scales.as_tensor(pair.scale, pair.data).clone(), False, options), out
+        )
+    views = tree_map(lambda pair: ScaledTensor(pair.data, pair.scale, True, options), out)
+    return return_and_correct_aliasing(func, args, kwargs, views)  # type: ignore[no-untyped-call]
 
 
 def _wrap(leaf: Any, func: OpOverload, given: list[ScaledTensor], options: Options) -> Any:
@@ -199,12 +243,16 @@ def _write(func: OpOverload, args: Any, kwargs: Any, options: Options) -> Any:
 def write(target: Tensor, result: Pair | Tensor) -> None:
     """Store a rule's result in a tensor that is there.
 
-    A whole tensor takes the result's scale; a view of a part keeps the one that the rest stands under.
+    A whole tensor takes the result's scale; a view of a part keeps the one that the rest stands under, and blocks keep
+    theirs.
     """
     if not isinstance(target, ScaledTensor):
         target.copy_(value(result) if isinstance(result, Pair) else result)
         return
     pair = result if isinstance(result, Pair) else Pair(result, 1.0)
+    if target._scale.dim():
+        blocks.put(target._data, target._scale, pair)
+        return
     scale = scales.as_tensor(pair.scale, target._data)
     if target._part:
         old = target._scale
@@ -256,7 +304,7 @@ def _without_rule(func: OpOverload, args: Any, kwargs: Any, options: Options) ->
     wide = torch.float64 if low == torch.float64 else torch.float32
 
     def plain(leaf: Any) -> Any:
-        return value(_pair(leaf), wide) if isinstance(leaf, ScaledTensor) else leaf
+        return value(_exact(leaf), wide) if isinstance(leaf, ScaledTensor) else leaf
 
     out = func(*tree_map(plain, args), **tree_map(plain, kwargs))
     return tree_map(lambda leaf: _rescaled(leaf, low, options), out)
@@ -276,8 +324,7 @@ def _divisor(scale: Tensor) -> Tensor:
 class _ToScaled(Function):
     @staticmethod
     def forward(x: Tensor, scale: Tensor, dtype: torch.dtype, options: Options) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()
-        data = (wide / _divisor(scale)).to(dtype)
+        data = blocks.encode(x, scale, dtype)
         return ScaledTensor(data.clone() if data is x else data, scale.clone(), False, options)
 
     @staticmethod
@@ -292,7 +339,7 @@ class _ToScaled(Function):
 class _ToPlain(Function):
     @staticmethod
     def forward(x: ScaledTensor, dtype: torch.dtype) -> Tensor:
-        return value(_pair(x), dtype)  # type: ignore[no-any-return]
+        return value(_exact(x), dtype)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -310,7 +357,8 @@ def as_scaled(
 
     Args:
         x: floating point; a scaled tensor is returned as it is, integers and booleans too.
-        scale: a power of two that the data are divided by; by default the largest one not above the RMS of x.
+        scale: a power of two that the data are divided by, or a tensor of them, one per block; by default the one
+            nearest to the RMS of x, in log space.
         dtype: of the data, by default that of x.
         fallback: names of operators without a rule that may run on plain values (`aten.foo.default`).
 
@@ -325,6 +373,27 @@ def as_scaled(
     names = tuple(sorted(set(fallback)))
     options = Options(names) if names else PLAIN_OPTIONS
     result: Tensor = _ToScaled.apply(x, found, dtype or x.dtype, options)  # type: ignore[no-untyped-call]
+    return result
+
+
+def as_block_scaled(x: Tensor, block: Sequence[int] = (1, 32), dtype: torch.dtype | None = None) -> Tensor:
+    """A plain tensor as data and one scale per block; differentiable.
+
+    Args:
+        x: floating point.
+        block: sizes along the last dimensions, -1 for the whole of one: (1, 32) MX blocks, (1, -1) rows, (-1, 1)
+            channels, (128, 128) tiles.
+        dtype: of the data, by default that of x. The scale is the power of two not above a block's largest element, in
+            fp8 less the format's largest exponent, as in OCP MX.
+
+    Raises:
+        ConfigError: a block that does not divide x; a tensor that is scaled already.
+    """
+    if isinstance(x, ScaledTensor) or not x.is_floating_point():
+        raise ConfigError("blocks are made of plain floating-point tensors", key="x", value=type(x).__name__,
+                          hint="iso.scalify.as_plain(x)")  # fmt: skip
+    kind = dtype or x.dtype
+    result: Tensor = _ToScaled.apply(x, blocks.block_scale(x, block, kind), kind, PLAIN_OPTIONS)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -11,7 +11,7 @@ from isoscale._base.errors import ConfigError
 from isoscale.numerics import convert
 from isoscale.scalify.engine import use_scaled_engines
 from isoscale.scalify.optimizers import ScaledAdamW, ScaledOptimizer, ScaledSGD
-from isoscale.scalify.placement import place_at_norms
+from isoscale.scalify.placement import place_at_linears, place_at_norms
 from isoscale.scalify.recipe import ScaleRecipe, recipe_of
 from isoscale.scalify.storage import KINDS
 from isoscale.scalify.tensor import ScaledTensor, as_scaled
@@ -26,7 +26,7 @@ def scalify(
 ) -> tuple[M, Any]:  # fmt: skip
     """Carry scales through a model and its optimiser.
 
-    The model changes in place: parameters become scaled tensors (under the power of two below their RMS), floating
+    The model changes in place: parameters become scaled tensors (under the power of two nearest to their RMS), floating
     buffers take the recipe's dtype, linear layers get their casts, norms their rescales. Inputs in floating point are
     cast on the way in and stand under scale 1. The optimiser is replaced by a scaled one with the same groups.
 
@@ -56,6 +56,8 @@ def scalify(
         use_scaled_engines(model)
     if recipe.norm_rescale is not None:
         place_at_norms(model, recipe.norm_rescale, recipe.period)
+    if recipe.linear_rescale is not None:
+        place_at_linears(model, recipe.linear_rescale, recipe.period)
     originals = {id(p): p.detach() for p in model.parameters()}
     new = _swap(model, dtype, recipe.fallback)
     model.register_forward_pre_hook(_InputCast(dtype), with_kwargs=True)

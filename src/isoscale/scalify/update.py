@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from isoscale.scalify import scales
-from isoscale.scalify.ops import statistic_of
 from isoscale.scalify.pair import Pair, lift, under
 from isoscale.scalify.rules.arithmetic import add, mul, sub
 from isoscale.scalify.scales import Scale
@@ -48,10 +47,10 @@ class Sgd:
 
 
 def unit(pair: Pair) -> Pair:
-    """Its RMS moved into the scale: exact."""
-    n = statistic_of(pair.data, "l2")
+    """Its RMS, to the nearest power of two, moved into the scale: exact."""
+    n = scales.rms2(pair.data)
     scale = scales.as_tensor(pair.scale, pair.data)
-    n = torch.where(scale == 0, 1.0, n)
+    n = torch.where((scale == 0) | (n == 0), 1.0, n)
     return Pair(pair.data * (1.0 / n), scale * n)
 
 

@@ -77,7 +77,7 @@ def to_copy(x: Pair, dtype: torch.dtype | None = None, **kwargs: Any) -> Pair | 
 
 @rule(*ops("copy"), kind="layout")
 def copy(x: Any, source: Any, non_blocking: bool = False) -> Pair:
-    """s = s_source: what was there goes, its scale too; a plain source gets the power of two below its RMS."""
+    """s = s_source: what was there goes, its scale too; a plain source gets the one nearest to its RMS."""
     target = x.data if isinstance(x, Pair) else x
     new = lift(source)
     if isinstance(source, Tensor) and source.is_floating_point() and source.dim():
