@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from isoscale._base.errors import ConfigError, did_you_mean
-from isoscale.scalify import scales
+from isoscale.scalify import blocks, scales
 from isoscale.scalify.pair import Pair, under
 from isoscale.scalify.tensor import ScaledTensor, as_plain, as_scaled
 
@@ -83,6 +83,9 @@ def _scaled(x: Tensor) -> ScaledTensor:
             "a scaled collective takes scaled tensors", key="x", value=type(x).__name__,
             hint="iso.scalify.as_scaled(x), or torch.distributed for plain ones",
         )  # fmt: skip
+    if x._scale.dim():
+        pair = blocks.together(Pair(x._data, x._scale))
+        return ScaledTensor(pair.data, scales.as_tensor(pair.scale, pair.data))
     return x
 
 
