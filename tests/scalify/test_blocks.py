@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from isoscale import IsoscaleError
 from isoscale.formats import fake_cast
-from isoscale.scalify import RuleError, ScaledTensor, as_block_scaled, as_plain, as_scaled
+from isoscale.scalify import RuleError, ScaledAdamW, ScaledTensor, as_block_scaled, as_plain, as_scaled
 from isoscale.scalify.blocks import block_scale
 
 BLOCKS = ((1, 32), (1, -1), (-1, 1), (4, 32), (1, 1), (-1, -1))
@@ -307,6 +307,11 @@ def test_a_layer_with_block_scaled_weights_trains() -> None:
         losses.append(float(values(loss.detach())))
     assert losses[-1] < 0.5 * losses[0]
     assert layer.weight.scale.shape == (8, 2)
+
+
+def test_a_scaled_optimiser_refuses_blocks() -> None:
+    with pytest.raises(IsoscaleError, match="one scale each"):
+        ScaledAdamW([nn.Parameter(blocked(8, 64))])
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("mxfp8_e4m3", torch.float8_e4m3fn), ("mxfp8_e5m2", torch.float8_e5m2)])

@@ -18,6 +18,7 @@ from isoscale.scalify import (
     ScaledTensor,
     all_gather,
     all_reduce,
+    as_block_scaled,
     as_plain,
     as_scaled,
     compress_hook,
@@ -196,6 +197,16 @@ def the_argument_and_its_strides_are_left_alone(rank: int, world: int) -> None:
     assert distance(values(reduce_scatter(own)), gathered(values(own)).mean(0)[2 * rank : 2 * rank + 2]) <= 1e-6
 
 
+@check()
+def block_scales_are_brought_under_one(rank: int, world: int) -> None:
+    own = as_block_scaled(drawn(rank, 2 * world, 64) * torch.logspace(0, 6, 64))
+    exact = gathered(values(own))
+    for out, right in ((all_reduce(own), exact.mean(0)), (all_gather(own), exact.flatten(0, 1)),
+                       (reduce_scatter(own), exact.mean(0)[2 * rank : 2 * rank + 2])):  # fmt: skip
+        assert out.scale.dim() == 0
+        assert distance(values(out), right) <= 1e-6
+
+
 def _model() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.LayerNorm(24), nn.Linear(24, 4))
@@ -333,6 +344,7 @@ def test_two_ranks(two: dict[str, str], name: str) -> None:
     assert two[name] == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", THREE)
 def test_three_ranks(three: dict[str, str], name: str) -> None:
     assert three[name] == ""

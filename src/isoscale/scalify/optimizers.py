@@ -71,6 +71,9 @@ class ScaledOptimizer(torch.optim.Optimizer):
                     "a parameter is not scaled", key=f"params[{at}]", value=tuple(p.shape),
                     hint="iso.scalify.scalify(model, optimizer) makes both",
                 )  # fmt: skip
+            if p.scale.dim():
+                raise ConfigError("a parameter has block scales", key=f"params[{at}]", value=tuple(p.scale.shape),
+                                  hint="one scale each: iso.scalify.as_scaled; torch.optim steps blocks")  # fmt: skip
         super().add_param_group({**param_group, "params": given})
 
     def _new_state(self, p: ScaledTensor) -> dict[str, Any]:
