@@ -153,13 +153,42 @@ def test_tied_weights_stay_tied():
 
 def test_rescales_stand_at_the_norms_two_in_a_block():
     model, _, _ = gpt2()
-    sc.scalify(model, None, "fp16")
+    sc.scalify(model, None, sc.as_published("fp16"))
     placed = sc.placements(model)
     assert [path for path in placed if ".h.0." in path] == ["transformer.h.0.ln_1", "transformer.h.0.ln_2"]
     assert {step.direction for step in placed.values()} == {"backward"}
     bare, _, _ = gpt2()
-    sc.scalify(bare, None, sc.RECIPES["fp16"].changed(norm_rescale=None))
+    sc.scalify(bare, None, sc.as_published("fp16-master"))
     assert not sc.placements(bare)
+
+
+def test_by_default_rescales_stand_at_linear_layers_too():
+    model, _, _ = gpt2()
+    sc.scalify(model, None, "fp8-fp16")
+    block = {path.removeprefix("transformer.h.0."): step.direction for path, step in sc.placements(model).items()
+             if ".h.0." in path}  # fmt: skip
+    assert block == {"ln_1": "backward", "attn.c_attn": "both", "attn.c_proj": "both", "ln_2": "backward",
+                     "mlp.c_fc": "both", "mlp.c_proj": "both"}  # fmt: skip
+
+
+def test_rms_norm_is_one_operator_and_survives_data_whose_square_overflows_fp16():
+    from isoscale.scalify import watch
+
+    x = sc.as_scaled(torch.randn(4, 64) * 500, scale=1.0, dtype=torch.float16)
+    weight = nn.Parameter(sc.as_scaled(torch.randn(64), dtype=torch.float16))
+    x.requires_grad_()
+    with watch() as seen:
+        y = F.rms_norm(x, (64,), weight, 1e-5)
+    assert [row.op for row in seen.rows] == ["isoscale.rms_norm.default"]
+    plain, w = (sc.as_plain(t.detach(), torch.float32).requires_grad_() for t in (x, weight))
+    want = F.rms_norm(plain, (64,), w, 1e-5)
+    assert torch.allclose(sc.as_plain(y.detach(), torch.float32), want, atol=4e-3)
+    g = torch.randn(4, 64)
+    y.backward(sc.as_scaled(g, dtype=torch.float16))
+    want.backward(g)
+    for ours, theirs in ((x.grad, plain.grad), (weight.grad, w.grad)):
+        assert (sc.as_plain(ours, torch.float32) - theirs).norm() < 4e-3 * theirs.norm()
+    assert not torch.isfinite(x.detach().data_part.square()).all()  # the control
 
 
 def test_groups_and_their_settings_come_along():

@@ -83,7 +83,7 @@ def custom_scale(
         )  # fmt: skip
         back.register_fake(lambda g, *xs: [torch.empty_like(x) for x in xs])
         by_rule = getattr(namespace, f"{title}_backward")
-        rule(by_rule.default)(_filled(backward))  # type: ignore[attr-defined]
+        rule(getattr(by_rule, "default"))(_filled(backward))  # noqa: B009 - an overload packet has it
 
     def remember(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.save_for_backward(*inputs)

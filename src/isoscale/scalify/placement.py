@@ -1,8 +1,8 @@
 """Where rescales stand: visible in `print(model)`, movable, each with a statistic and a period.
 
 Norms recalibrate activations on the way forward; nothing recalibrates gradients on the way back. So the paper puts one
-rescale of the gradient at the input of each norm (`place_at_norms`): two in a transformer block, where scaling every operand of every
-matmul takes 18 (arXiv 2407.17353, section 3).
+rescale of the gradient at the input of each norm (`place_at_norms`): two in a transformer block, where scaling every
+operand of every matmul takes 18 (arXiv 2407.17353, section 3).
 """
 
 from __future__ import annotations

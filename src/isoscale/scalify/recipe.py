@@ -93,7 +93,8 @@ class ScaleRecipe:
 
 RECIPES = MappingProxyType({
     recipe.name: recipe for recipe in (
-        ScaleRecipe("float32", dtype="fp32", norm_rescale=None, linear_rescale=None, rescale_grads=False, stochastic=False),
+        ScaleRecipe("float32", dtype="fp32", norm_rescale=None, linear_rescale=None, rescale_grads=False,
+                    stochastic=False),
         ScaleRecipe("fp16-master", master=True),
         ScaleRecipe("fp16"),
         ScaleRecipe("fp8", linear="fp8"),

@@ -46,7 +46,7 @@ def square(x: Pair) -> Pair:
 
 @rule(*ops("pow.Tensor_Scalar"))
 def pow_number(x: Pair, p: float) -> Pair:
-    """s = s_x^p sqrt((2p - 1)!!), to powers of two: Gaussian elements; for p < 0 or broken s_x^p, values away from 0."""
+    """s = s_x^p sqrt((2p - 1)!!), to powers of two. Assumes Gaussian elements; for p < 0 values away from 0."""
     if p in (0.5, -0.5):
         return sqrt(x) if p > 0 else rsqrt(x)
     if float(p).is_integer():
