@@ -182,6 +182,18 @@ def mxnorm(tokens: tuple[int, ...] = (1024, 4096, 16384, 65536), widths: tuple[i
     return rows
 
 
+def scalify() -> list[dict[str, object]]:
+    """Scaled and static steps beside plain ones, compiled."""
+    import scalify_speed
+    import scalify_static
+
+    rows: list[dict[str, object]] = []
+    for name in scalify_static.MODELS:
+        rows.append({"part": "scalify static", **scalify_static.measure(name, 60, "cuda")})
+        rows += [{"part": "scalify", **scalify_speed.measure(name, case, 60, True, "cuda")} for case in scalify_speed.CASES]
+    return rows
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
@@ -189,7 +201,7 @@ if __name__ == "__main__":
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device here: nothing to measure")
     print(torch.cuda.get_device_name(), "FP8 matmul:", has_scaled_mm(torch.device("cuda")))
-    for row in [*(matmuls() if has_scaled_mm(torch.device("cuda")) else []), *casts(), *mxnorm(), *steps()]:
+    for row in [*(matmuls() if has_scaled_mm(torch.device("cuda")) else []), *casts(), *mxnorm(), *steps(), *scalify()]:
         print(row)
         if arguments.out:
             with arguments.out.open("a") as log:

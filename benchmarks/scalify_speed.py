@@ -35,12 +35,12 @@ CASES = (("fp32", "float32", "fp32"), ("bf16", "bf16-bf16", "bf16"), ("fp16", "f
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def plain(name: str, dtype: str, compiled: bool) -> tuple[Callable[[], None], Any, Any]:
+def plain(name: str, dtype: str, compiled: bool, device: str) -> tuple[Callable[[], None], Any, Any]:
     """A step of the plain model, its model and optimiser."""
     torch.manual_seed(0)
     loss, model, inputs = MODELS[name]()
-    model.to(DTYPES[dtype])
-    inputs = tuple(x.to(DTYPES[dtype]) if x.is_floating_point() else x for x in inputs)
+    model.to(device, DTYPES[dtype])
+    inputs = tuple(x.to(device, DTYPES[dtype]) if x.is_floating_point() else x.to(device) for x in inputs)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     run = torch.compile(loss, fullgraph=True) if compiled else loss
 
@@ -52,13 +52,14 @@ def plain(name: str, dtype: str, compiled: bool) -> tuple[Callable[[], None], An
     return step, model, optimizer
 
 
-def scaled(name: str, recipe: str, compiled: bool) -> tuple[Callable[[], None], Any, Any]:
+def scaled(name: str, recipe: str, compiled: bool, device: str) -> tuple[Callable[[], None], Any, Any]:
     """A step of the scaled model, its model and optimiser."""
     torch.manual_seed(0)
     loss, model, inputs = MODELS[name]()
+    model.to(device)
     model, optimizer = sc.scalify(model, torch.optim.AdamW(model.parameters(), lr=1e-4), recipe, compile_step=compiled)
     dtype = next(model.parameters()).dtype
-    inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+    inputs = tuple(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in inputs)
     run = torch.compile(loss, fullgraph=True) if compiled else loss
 
     def step() -> None:
@@ -78,11 +79,13 @@ def kept(model: Any, optimizer: Any) -> float:
     return (sum(p.nbytes for p in model.parameters()) + state) / count
 
 
-def measure(name: str, case: tuple[str, str, str], rounds: int, compiled: bool) -> dict[str, Any]:
+def measure(
+    name: str, case: tuple[str, str, str], rounds: int, compiled: bool, device: str = "cpu"
+) -> dict[str, Any]:  # fmt: skip
     """One row."""
     torch._dynamo.reset()
     label, recipe, beside = case
-    sides = {"plain": plain(name, beside, compiled), "scaled": scaled(name, recipe, compiled)}
+    sides = {"plain": plain(name, beside, compiled, device), "scaled": scaled(name, recipe, compiled, device)}
     first = {}
     for key, (step, *_) in sides.items():
         start = time.perf_counter()
@@ -92,15 +95,16 @@ def measure(name: str, case: tuple[str, str, str], rounds: int, compiled: bool) 
     times: dict[str, list[float]] = {key: [] for key in sides}
     for index in range(rounds):
         for key in ("plain", "scaled") if index % 2 else ("scaled", "plain"):
-            start = clock("cpu")
+            start = clock(device)
             sides[key][0]()
-            times[key].append(clock("cpu") - start)
+            times[key].append(clock(device) - start)
     ratio = interval([a / b for a, b in zip(times["scaled"], times["plain"])])
     said = "no claim" if label in ("fp16", "fp8") or not compiled else \
         "pass" if ratio[2] <= LIMIT else "fail" if ratio[1] > LIMIT else "undecided"  # fmt: skip
     return {
         "model": name, "scaled": recipe, "plain": beside, "mode": "compiled" if compiled else "eager", "rounds": rounds,
-        "torch": torch.__version__, "machine": f"{platform.machine()}, 1 thread",
+        "torch": torch.__version__,
+        "machine": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, 1 thread",
         "ms": {key: round(1e3 * statistics.median(values), 3) for key, values in times.items()},
         "first_steps_s": first, "ratio": [round(x, 4) for x in ratio], "verdict": said,
         "bytes_per_parameter": {key: round(kept(model, optimizer), 3) for key, (_, model, optimizer) in sides.items()},
