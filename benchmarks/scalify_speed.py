@@ -5,7 +5,10 @@ One step is forward, backward and AdamW. Plain: `torch.compile` of model and los
 the median of the paired ratios with a bootstrap 95 % interval. On a CPU the clock is the CPU time of the process on one thread,
 since other jobs may share the machine. Eager mode is printed too; nothing is claimed of it.
 
-Pass: compiled scaled / plain <= 1.10 at equal dtype (fp32, bf16), 1024-wide MLP and the quickstart's decoder (upper end of the
+bf16-bare carries scales and measures nothing: no rescales, rounding to nearest, as plain bf16 does; bf16 is the recipe `bf16-bf16`, with
+rescales and stochastic rounding of weights and state, which plain bf16 does not have.
+
+Pass: compiled scaled / plain <= 1.10 at equal dtype (fp32, bf16-bare, bf16), 1024-wide MLP and the quickstart's decoder (upper end of the
 interval; `undecided` while it straddles). fp16 has no fair plain side on a CPU, whose fp16 matmul takes 20 times a float32 one:
 fp16 rows are beside plain float32, and no claim.
 Memory: persistent bytes per parameter of weights and optimiser state, as allocated; pass: at most half of float32's 12.
@@ -30,8 +33,13 @@ from scalify_static import MODELS, clock, interval
 from isoscale import scalify as sc
 
 LIMIT = 1.10
-CASES = (("fp32", "float32", "fp32"), ("bf16", "bf16-bf16", "bf16"), ("fp16", "fp16-fp16", "fp32"),
-         ("fp8", "fp8-fp16", "fp32"))  # fmt: skip
+BARE = sc.RECIPES["bf16-bf16"].changed(
+    linear_rescale=None, norm_rescale=None, rescale_grads=False, stochastic=False
+)  # fmt: skip
+CASES: tuple[tuple[str, str | sc.ScaleRecipe, str], ...] = (
+    ("fp32", "float32", "fp32"), ("bf16-bare", BARE, "bf16"), ("bf16", "bf16-bf16", "bf16"),
+    ("fp16", "fp16-fp16", "fp32"), ("fp8", "fp8-fp16", "fp32"),
+)  # fmt: skip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -52,7 +60,7 @@ def plain(name: str, dtype: str, compiled: bool, device: str) -> tuple[Callable[
     return step, model, optimizer
 
 
-def scaled(name: str, recipe: str, compiled: bool, device: str) -> tuple[Callable[[], None], Any, Any]:
+def scaled(name: str, recipe: str | sc.ScaleRecipe, compiled: bool, device: str) -> tuple[Callable[[], None], Any, Any]:
     """A step of the scaled model, its model and optimiser."""
     torch.manual_seed(0)
     loss, model, inputs = MODELS[name]()
@@ -80,7 +88,7 @@ def kept(model: Any, optimizer: Any) -> float:
 
 
 def measure(
-    name: str, case: tuple[str, str, str], rounds: int, compiled: bool, device: str = "cpu"
+    name: str, case: tuple[str, str | sc.ScaleRecipe, str], rounds: int, compiled: bool, device: str = "cpu"
 ) -> dict[str, Any]:  # fmt: skip
     """One row."""
     torch._dynamo.reset()
@@ -102,7 +110,7 @@ def measure(
     said = "no claim" if label in ("fp16", "fp8") or not compiled else \
         "pass" if ratio[2] <= LIMIT else "fail" if ratio[1] > LIMIT else "undecided"  # fmt: skip
     return {
-        "model": name, "scaled": recipe, "plain": beside, "mode": "compiled" if compiled else "eager", "rounds": rounds,
+        "model": name, "scaled": label, "plain": beside, "mode": "compiled" if compiled else "eager", "rounds": rounds,
         "torch": torch.__version__,
         "machine": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, 1 thread",
         "ms": {key: round(1e3 * statistics.median(values), 3) for key, values in times.items()},

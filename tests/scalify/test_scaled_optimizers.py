@@ -8,7 +8,7 @@ from torch import nn
 
 from isoscale import scalify as sc
 from isoscale._base.errors import ConfigError
-from isoscale.scalify.storage import KINDS, rounded, uniform
+from isoscale.scalify.storage import KINDS, random_bits, rounded, uniform
 
 
 def problem(size=1e-6):
@@ -107,21 +107,26 @@ def test_masters_hold_what_fp16_weights_lose():
     assert (nearest - theirs).norm() > (master - theirs).norm()
 
 
+def drawn(seed, count, half=0):
+    return uniform(random_bits(torch.Size([count]), torch.tensor(seed, dtype=torch.int32), torch.device("cpu")), half)
+
+
 def test_stochastic_rounding_keeps_the_mean_and_nearest_stalls():
     x = torch.full((20000,), 1.0 + 2.0**-13)
-    got = rounded(x, KINDS["fp16"], torch.tensor(7, dtype=torch.int32)).double()
+    got = rounded(x, KINDS["fp16"], drawn(7, len(x))).double()
     assert abs(float(got.mean()) - (1 + 2.0**-13)) < 2e-5
     assert set(got.unique().tolist()) == {1.0, 1.0 + 2.0**-10}
     assert torch.equal(rounded(x, KINDS["fp16"], None).double(), torch.ones(20000).double())
 
 
 def test_the_random_bits_are_uniform_and_differ_between_seeds():
-    a, b = (uniform(torch.Size([100000]), torch.tensor(s, dtype=torch.int32), torch.device("cpu")) for s in (1, 2))
-    for u in (a, b):
+    a, b, c = drawn(1, 100000), drawn(2, 100000), drawn(1, 100000, 1)
+    for u in (a, b, c):
         assert abs(float(u.mean()) - 0.5) < 0.005
         assert abs(float(u.var()) - 1 / 12) < 0.002
         assert abs(float(torch.corrcoef(torch.stack([u[1:], u[:-1]]))[0, 1])) < 0.02
-    assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 0.02
+    for other in (b, c):
+        assert abs(float(torch.corrcoef(torch.stack([a, other]))[0, 1])) < 0.02
 
 
 @pytest.mark.parametrize("state", ["fp32", "fp16", "fp8"])

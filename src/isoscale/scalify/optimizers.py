@@ -18,7 +18,7 @@ from torch import Tensor
 
 from isoscale._base.errors import ConfigError, did_you_mean
 from isoscale.scalify.pair import Pair
-from isoscale.scalify.storage import KINDS, Kind, bytes_of, empty, load, rounded, store
+from isoscale.scalify.storage import KINDS, Kind, bytes_of, empty, load, random_bits, rounded, store, uniform
 from isoscale.scalify.tensor import ScaledTensor
 from isoscale.scalify.update import Adam, Sgd, adam, sgd, unit
 
@@ -171,18 +171,24 @@ def _run(
             w, *new = sgd(w, g, old[0] if old else None, step == 1, lr, decay, rule)
         if due:
             w, new = unit(w), [None if pair is None else unit(pair) for pair in new]
-        bits = (step.to(torch.int32) * 668265263 + seed) if stochastic else None
-        for at, (moment, pair) in enumerate(zip(moments, new)):
+        draws: list[Tensor | None] = [None, None, None]  # for the weight, the last moment, the first of two
+        if stochastic:
+            start = step.to(torch.int32) * 668265263 + seed
+            bits = random_bits(weight[0].shape, start, weight[0].device)
+            draws[:2] = [uniform(bits, 0), uniform(bits, 1)]
+            if kind.block and len(moments) == 2:
+                draws[2] = uniform(random_bits(weight[0].shape, start + 374761393, weight[0].device), 0)
+        for at, (moment, pair) in enumerate(zip(reversed(moments), reversed(new))):
             if pair is not None:
-                kept = store(pair, kind, None if bits is None else bits + (at + 1) * 374761393)
+                kept = store(pair, kind, draws[at + 1])
                 moment[0].copy_(kept.data)
                 moment[1].copy_(kept.scale)
         if master[0] is not weight[0]:
             master[0].copy_(w.data)
             master[1].copy_(w.scale)
-            bits = None
+            draws[0] = None
         low = KINDS[WEIGHT[weight[0].dtype]]
-        weight[0].copy_(rounded(w.data, low, bits))
+        weight[0].copy_(rounded(w.data, low, draws[0]))
         weight[1].copy_(w.scale)
 
 

@@ -1,9 +1,9 @@
 """How optimiser state and weights are kept between steps: wide or fp16 under one scale, or fp8 under one per block.
 
 Each step works in float32 data and stores the result rounded. Stochastically by default: an average with beta2 = 0.999
-moves by less than half an ulp of fp16 most of the time, and rounding to nearest then stalls it, with a bias. The random
-bits are a hash of (seed, element): nothing is stored, a resumed run draws the same ones, and the compiler makes one
-pointwise kernel of it.
+moves by less than half an ulp of fp16 most of the time, and rounding to nearest then stalls it, with a bias. (The first
+average, with beta1 = 0.9, is in no such danger but in fp8.) The random bits are a hash of (seed, element): nothing is
+stored, a resumed run draws the same ones, and the compiler makes one pointwise kernel of it.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ KINDS = {
 }
 
 
-def uniform(shape: torch.Size, seed: Tensor, device: torch.device) -> Tensor:
-    """Numbers in [0, 1), a hash of (seed, place): 24 bits each.
+def random_bits(shape: torch.Size, seed: Tensor, device: torch.device) -> Tensor:
+    """32 bits for each element, int32: a hash of (seed, place).
 
     Args:
         shape: of the result.
@@ -67,32 +67,42 @@ def uniform(shape: torch.Size, seed: Tensor, device: torch.device) -> Tensor:
     h = torch.arange(n, dtype=torch.int32, device=device) * -1640531527 + seed
     for shift, factor in ((16, -2048144789), (13, -1028477387)):  # the finaliser of MurmurHash3
         h = (h ^ ((h >> shift) & ((1 << (32 - shift)) - 1))) * factor
-    h = h ^ ((h >> 16) & 0xFFFF)
-    return ((h >> 8) & 0xFFFFFF).to(torch.float32).mul(2.0**-24).view(shape)
+    return (h ^ ((h >> 16) & 0xFFFF)).view(shape)
 
 
-def rounded(x: Tensor, kind: Kind, seed: Tensor | None) -> Tensor:
-    """float32 to the kind's dtype, saturating; stochastically with a seed, else to nearest, ties to even."""
+def uniform(bits: Tensor, half: int) -> Tensor:
+    """Numbers in [0, 1) of 16 of the bits: half 0 or 1, so that one hash serves two roundings."""
+    return ((bits >> (16 * half)) & 0xFFFF).to(torch.float32) * 2.0**-16
+
+
+def rounded(x: Tensor, kind: Kind, u: Tensor | None) -> Tensor:
+    """float32 to the kind's dtype, saturating; stochastically with u in [0, 1), else to nearest, ties to even."""
     if kind.dtype == torch.float32:
         return x
-    if seed is not None:
+    if u is not None:
         size = scales.floor2(x.abs())
         assert isinstance(size, Tensor)
         quantum = size.clamp(min=2.0**kind.emin) * 2.0**-kind.mantissa_bits
-        x = torch.floor(x / quantum + uniform(x.shape, seed, x.device)) * quantum
+        x = torch.floor(x / quantum + u) * quantum
     return x.clamp(-kind.top, kind.top).to(kind.dtype)
 
 
-def store(pair: Pair, kind: Kind, seed: Tensor | None) -> Pair:
+def _blocks(x: Tensor, size: int) -> Tensor:
+    flat = x.reshape(-1)
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % size)).view(-1, size)
+
+
+def store(pair: Pair, kind: Kind, u: Tensor | None) -> Pair:
     """A pair with float32 data as it is kept: fp8 data become [blocks, 128], padded with zeros, scales [blocks, 1]."""
     if not kind.block:
-        return Pair(rounded(pair.data, kind, seed), pair.scale)
-    flat = pair.data.reshape(-1)
-    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % kind.block)).view(-1, kind.block)
-    top = flat.abs().amax(1, keepdim=True)
-    block = scales.floor2(top * (2.0 / kind.top))  # data up to 448 at least, 224 at most half of it is lost
+        return Pair(rounded(pair.data, kind, u), pair.scale)
+    rows = _blocks(pair.data, kind.block)
+    top = rows.abs().amax(1, keepdim=True)
+    block = scales.floor2(top * (2.0 / kind.top))  # the largest comes to lie in [224, 448)
     assert isinstance(block, Tensor)
-    data = rounded(flat / torch.where(block == 0, 1.0, block), kind, seed)
+    data = rounded(
+        rows / torch.where(block == 0, 1.0, block), kind, None if u is None else _blocks(u, kind.block)
+    )  # fmt: skip
     return Pair(data, block * pair.scale)
 
 
