@@ -16,6 +16,7 @@ does on a CPU: fp16 overflowed within 100 steps at one seed of three. Its rows w
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -112,10 +113,13 @@ def wire() -> dict[str, Any]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    seeds = parser.parse_args().seeds
     path: Path = DATA / "scalify_predict.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     with path.open("a") as log:
-        for seed in (0, 1, 2):
+        for seed in seeds:
             for recipe in ARMS:
                 if any(r.get("recipe") == recipe and r["seed"] == seed for r in done):
                     continue

@@ -128,6 +128,10 @@ def test_rescales_are_placed_listed_and_taken_away():
         sc.take_away(model, "1")
     with pytest.raises(ConfigError, match="no such module"):
         sc.place(model, "2")
+    sc.place(model, "0", direction="forward", output=True)
+    assert sorted(sc.placements(model)) == ["0", "0 output"]
+    sc.take_away(model, "0", output=True)
+    assert sorted(sc.placements(model)) == ["0"]
     sc.place(model, "0", direction="forward", period=5)  # takes the place, does not pile up
     assert sc.placements(model)["0"].period == 5
     assert len(model[0]._forward_pre_hooks) == 1

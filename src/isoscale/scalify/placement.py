@@ -16,7 +16,7 @@ from isoscale._base.errors import ConfigError, did_you_mean
 from isoscale.nn.cast_linear import CastLinear, is_conv1d
 from isoscale.scalify.ops import Rescale
 
-_CHILD = "rescale"
+_CHILD, _OUTPUT = "rescale", "rescale_output"
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -33,17 +33,24 @@ def _before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return (step(args[0]), *args[1:])
 
 
+def _behind(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+    step = getattr(module, _OUTPUT, None)
+    return step(out) if step is not None and isinstance(out, Tensor) else None
+
+
 def place(
-    model: nn.Module, path: str, statistic: str = "l2", direction: str = "backward", period: int = 1
-) -> Rescale:
-    """Put a rescale before a module; one that stands there gives way.
+    model: nn.Module, path: str, statistic: str = "l2", direction: str = "backward", period: int = 1,
+    output: bool = False,
+) -> Rescale:  # fmt: skip
+    """Put a rescale at a module's input, or its output; one that stands there gives way.
 
     Args:
         model: that holds the module.
         path: of the module, as in `model.named_modules()`.
         statistic: `l2`, `l1` or `max`.
-        direction: `backward` for the gradient of the module's input, `forward` for the input, or `both`.
+        direction: `backward` for the gradient of the tensor there, `forward` for the tensor, or `both`.
         period: in calls.
+        output: at the module's output; by default at its first input.
 
     Raises:
         ConfigError: no such module; see `Rescale`.
@@ -52,33 +59,36 @@ def place(
     if path not in modules:
         raise ConfigError("no such module", key="path", value=path, hint=did_you_mean(path, [p for p in modules if p]))
     module, step = modules[path], Rescale(statistic, direction, period)
-    if not hasattr(module, _CHILD):
-        module.register_forward_pre_hook(_before)
+    name = _OUTPUT if output else _CHILD
+    if not hasattr(module, name):
+        _ = module.register_forward_hook(_behind) if output else module.register_forward_pre_hook(_before)
     device = next((p.device for p in module.parameters()), None)
-    setattr(module, _CHILD, step if device is None else step.to(device))
+    setattr(module, name, step if device is None else step.to(device))
     return step
 
 
-def take_away(model: nn.Module, path: str) -> None:
-    """Remove the rescale before a module.
+def take_away(model: nn.Module, path: str, output: bool = False) -> None:
+    """Remove the rescale at a module's input, or its output.
 
     Raises:
         ConfigError: there is none.
     """
     module = dict(model.named_modules()).get(path)
-    if module is None or getattr(module, _CHILD, None) is None:
+    name = _OUTPUT if output else _CHILD
+    if module is None or getattr(module, name, None) is None:
         raise ConfigError("no rescale stands there", key="path", value=path,
                           hint=did_you_mean(path, list(placements(model))))  # fmt: skip
-    setattr(module, _CHILD, None)
+    setattr(module, name, None)
 
 
 def placements(model: nn.Module) -> dict[str, Rescale]:
-    """Module path -> the rescale before it."""
-    return {
-        path.rpartition(".")[0]: module
-        for path, module in model.named_modules()
-        if isinstance(module, Rescale) and path.rpartition(".")[2] == _CHILD
-    }
+    """Module path -> the rescale at its input; `PATH output` -> the one at its output."""
+    out = {}
+    for path, module in model.named_modules():
+        owner, _, name = path.rpartition(".")
+        if isinstance(module, Rescale) and name in (_CHILD, _OUTPUT):
+            out[owner if name == _CHILD else f"{owner} output"] = module
+    return out
 
 
 def place_at_norms(model: nn.Module, statistic: str = "l2", period: int = 1) -> list[str]:
@@ -90,9 +100,10 @@ def place_at_norms(model: nn.Module, statistic: str = "l2", period: int = 1) -> 
 
 
 def place_at_linears(model: nn.Module, statistic: str = "l2", period: int = 1) -> list[str]:
-    """One rescale, in both directions, at the input of every linear layer; their paths."""
+    """Behind the two products of every linear layer: its output, and the gradient of its input; their paths."""
     kinds = (nn.Linear, iso_nn.Linear, CastLinear)
     paths = [path for path, m in model.named_modules() if path and (isinstance(m, kinds) or is_conv1d(m))]
     for path in paths:
-        place(model, path, statistic, "both", period)
+        place(model, path, statistic, "backward", period)
+        place(model, path, statistic, "forward", period, output=True)
     return paths

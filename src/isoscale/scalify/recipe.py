@@ -11,7 +11,7 @@
     bf16-bf16     bf16                      bf16           bf16    -
 
 All but float32 rescale the gradients at norm inputs, as the paper does from #2 on, parameter gradients before the
-optimiser, as it does in #4, and, which is ours, inputs of linear layers and their gradients.
+optimiser, as it does in #4, and, which is ours, outputs of linear layers and gradients of their inputs.
 `as_published(name)` gives a row with the paper's rescales alone.
 
 Source: Scalify, arXiv 2407.17353, section 4.
@@ -41,9 +41,9 @@ class ScaleRecipe:
         state: of the optimiser: `fp32`, `bf16`, `fp16`, `fp8`.
         master: keep float32 weights in the optimiser.
         norm_rescale: statistic of the rescale of gradients at norm inputs: `l2`, `l1`, `max` or None.
-        linear_rescale: the same for inputs of linear layers and their gradients. Ours: a trained model's activations
-            and weights align, each matmul then comes out up to 2^4 above its prediction, and where nothing measures
-            in between fp16 overflows (docs/results/scalify_predict.md). None is the paper's placement.
+        linear_rescale: the same for outputs of linear layers and gradients of their inputs. Ours: a trained model's
+            activations and weights align, each matmul then comes out up to 2^4 above its prediction, and where nothing
+            measures in between fp16 overflows (docs/results/scalify_predict.md). None is the paper's placement.
         period: of those rescales, in calls.
         rescale_grads: rescale each parameter's gradient before the optimiser.
         state_period: steps between rescales of weights and state.
