@@ -3,13 +3,15 @@
 Pre-registered (before the first run):
   P1  forward: at least 95 % of the tensors that operators make in a trained decoder (no rescale in the forward) have data
       within 2^+-3 of unit RMS, at every one of 0, 100 and 300 steps; the rest are named.
+  P1b (added when the default placement changed) the same share with the default's rescales, which stand in the forward too.
   P2  backward: reported, with the default's rescales and with the paper's; no claim. Weight gradients sum over tokens that are not
       independent, so the rules predict them too small.
   P3  control: the plain values of the same tensors are not: fewer than 75 % within 2^+-3 forward and backward together.
   W1  wire: two ranks, gradients of 1e-7, data in fp16: relative error of the mean <= 1e-3; plain fp16 all-reduce >= 2e-2.
 Setting: as in `scalify_table.py`, with 4 blocks of width 128; recipe fp16 at LR 2^-8 and 2^-10, fp16 as published (rescales at norm
-inputs alone) at 2^-8; seeds 0, 1, 2. A first version of this study had no rescales at linear layers and took RMSNorm apart as torch
-does on a CPU: fp16 overflowed within 100 steps at one seed of three. Its rows were dropped; what it showed changed the default.
+inputs alone) at 2^-8; seeds 0, 1, 2. First versions of this study had no rescales at linear layers and took RMSNorm apart as torch
+does on a CPU (fp16 overflowed within 100 steps at one seed of three), then rescales at the inputs of linear layers (forward 54 % at 100 steps,
+overflow at 139). Their rows were dropped; what they showed changed the default.
 
     OMP_NUM_THREADS=1 python benchmarks/scalify_predict.py
 """
@@ -151,9 +153,11 @@ def main() -> None:
     text += ["", "## On the wire", "", "Two gloo ranks, 65536 gradients of 1e-7 each, relative error of the mean.", "",
              "| data | relative error |", "|---|---|"]  # fmt: skip
     text += [f"| {name} | {value:.1e} |" for name, value in wires.items()]
+    bare = min(r["within"]["forward"] for r in rows if "published" in r["recipe"])
     forward = min(r["within"]["forward"] for r in rows if "published" not in r["recipe"])
     plain = max(r["plain_within"] for r in rows)
-    text += ["", "## Verdicts", "", f"- P1 forward, lowest share {forward:.1%}: **{verdict(forward >= 0.95)}**",
+    text += ["", "## Verdicts", "", f"- P1 forward, no rescale there, lowest share {bare:.1%}: **{verdict(bare >= 0.95)}**",
+             f"- P1b forward, default rescales, lowest share {forward:.1%}: **{verdict(forward >= 0.95)}**",
              f"- P3 control, plain values, highest share {plain:.1%}: **{verdict(plain < 0.75)}**",
              f"- W1 {wires['fp16']:.1e} scaled, {wires['plain fp16']:.1e} plain: "
              f"**{verdict(wires['fp16'] <= 1e-3 and wires['plain fp16'] >= 2e-2)}**"]  # fmt: skip
