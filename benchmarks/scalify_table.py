@@ -11,7 +11,8 @@ Pre-registered (before any row of this study was run):
       more than 0.005 against float32; stochastic rounding (fp16) and masters (fp16-master) less than that.
   S5  (added after the rows of S1 to S4, which overflowed at width 128 in another study, and before its own) the same three arms with
       rescales of inputs of linear layers and of their gradients too (`+`): as S1. The recipes' default now stands behind the products
-      of linear layers (outputs, and gradients of inputs), which a later look at width 128 showed to be better; S5 was not run again.
+      of linear layers (outputs, and gradients of inputs), which a later look at width 128 showed to be better.
+  S6  (added before its rows) the recipes as shipped (`*`): as S1.
 The arms of S1 to S4 have the paper's rescales (`as_published`). Their rows were made before weights took the nearest power of two instead of the one below, powers a Gaussian
 factor, and RMSNorm a rule of its own: scales only, exact, but other roundings.
 Beside them: loss scaling (plain fp16 model, float32 masters, `GradScaler`'s rule), fp16-fp16, fp16-fp8 and bf16-bf16.
@@ -50,6 +51,7 @@ STEPS, BATCH, SEQ, LR, LOW, SEEDS = 300, 8, 128, 2.0**-7, 2.0**-12, tuple(range(
 PAPER = ("fp16-master", "fp16", "fp8", "fp8-fp16")
 OURS = ("fp16-fp16", "fp16-fp8", "bf16-bf16")
 PLUS = ("fp16+", "fp8+", "fp8-fp16+")
+SHIPPED = ("fp16*", "fp8*", "fp8-fp16*")
 CONTROLS = ("half", "state", "loss-scale")
 LOW_ARMS = ("plain", "fp16-nearest", "fp16", "fp16-master", "fp8-fp16")
 
@@ -110,6 +112,8 @@ def make(arm: str, model: nn.Module, lr: float, seed: int) -> tuple[nn.Module, t
             if isinstance(module, (Linear, CastLinear)):
                 sc.place(model, path, "l2", "both")
         return model, scaled
+    if arm in SHIPPED:
+        return sc.scalify(model, optimizer, arm[:-1], seed=seed)
     recipe = sc.as_published("fp16").changed(stochastic=False) if arm == "fp16-nearest" else sc.as_published(arm)
     return sc.scalify(model, optimizer, recipe, seed=seed)
 
@@ -201,7 +205,7 @@ def cells() -> list[Cell]:
         for arm in LOW_ARMS if seed < 3 else ():
             out.append({"label": {"arm": arm, "lr": "low", "seed": seed}})
     for seed in SEEDS:
-        out += [{"label": {"arm": arm, "lr": "tuned", "seed": seed}} for arm in PLUS]
+        out += [{"label": {"arm": arm, "lr": "tuned", "seed": seed}} for arm in (*PLUS, *SHIPPED)]
     return out
 
 
@@ -225,7 +229,7 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
             "Command, setting and pre-registration: `benchmarks/scalify_table.py`. Losses in nats/byte; differences are paired "
             "with plain float32 by seed, with a 95 % interval.", "",
             "| LR | arm | seeds | loss, mean | minus float32 | interval |", "|---|---|---|---|---|---|"]  # fmt: skip
-    for lr, arms in (("tuned", ("plain", "float32", *PAPER, *PLUS, *OURS, *CONTROLS)), ("low", LOW_ARMS)):
+    for lr, arms in (("tuned", ("plain", "float32", *PAPER, *PLUS, *SHIPPED, *OURS, *CONTROLS)), ("low", LOW_ARMS)):
         for arm in arms:
             found = [float(r["val_loss"]) for r in rows.values() if (r["label"]["arm"], r["label"]["lr"]) == (arm, lr)]
             if not found:
@@ -238,12 +242,12 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
             text.append(f"| {lr} | {arm} | {len(found)} | {shown} | {gap} | "
                         f"{f'{low:+.4f} to {high:+.4f}' if math.isfinite(low) else '-'} |")  # fmt: skip
     text += ["", "## Verdicts", ""]
-    for arm in (*PAPER, *PLUS):
+    for arm in (*PAPER, *PLUS, *SHIPPED):
         d = differences(rows, arm, "tuned")
         low, high = interval(d)
         bad = bool(d) and (not all(map(math.isfinite, d)) or (statistics.mean(d) > 0.01 and low > 0))
         good = len(d) >= 3 and statistics.mean(d) <= 0.01 and high <= 0.02
-        text.append(f"- {'S5' if arm in PLUS else 'S1'} {arm}: **{verdict(False if bad else True if good else None)}**")
+        text.append(f"- {'S5' if arm in PLUS else 'S6' if arm in SHIPPED else 'S1'} {arm}: **{verdict(False if bad else True if good else None)}**")
     d = differences(rows, "float32", "tuned")
     text.append(f"- S2 float32 is the plain model: **{verdict(max(map(abs, d)) < 0.001 if len(d) >= 3 else None)}**")
     for arm in ("half", "state"):
