@@ -13,8 +13,7 @@ Pre-registered (before any row of this study was run):
       rescales of inputs of linear layers and of their gradients too (`+`): as S1. The recipes' default now stands behind the products
       of linear layers (outputs, and gradients of inputs), which a later look at width 128 showed to be better.
   S6  (added before its rows) the recipes as shipped (`*`): as S1.
-The arms of S1 to S4 have the paper's rescales (`as_published`). Their rows were made before weights took the nearest power of two instead of the one below, powers a Gaussian
-factor, and RMSNorm a rule of its own: scales only, exact, but other roundings.
+The arms of S1 to S4 have the paper's rescales (`as_published`). Their rows were made before weights took the nearest power of two instead of the one below, and RMSNorm a rule of its own: scales only, exact, but other roundings.
 Beside them: loss scaling (plain fp16 model, float32 masters, `GradScaler`'s rule), fp16-fp16, fp16-fp8 and bf16-bf16.
 Setting: decoder, width 64, 2 blocks, heads of 16, FFN ratio 3, trainable RMSNorm, bytes of Austen and WEB, 128 tokens a
 sequence, 8 a step, 300 steps, AdamW (0.9, 0.95), eps 1e-8, decay 0.1, LR 2^-7 (low: 2^-12), 10 % warm-up, cosine to 10 % (low: to

@@ -48,7 +48,7 @@ case("atan2", pair_of_squares, 6, band=(0.25, 4), wide=(0.05, 4))
 case("logaddexp", pair_of_squares, 6)
 case("logaddexp2", pair_of_squares, 6)
 case("nan_to_num", lambda g: (square(g),))
-case("nan_to_num:numbers", lambda g: (square(g), 1.0, 2.0, -2.0), 8)  # beyond, 2 is a mask
+case("nan_to_num:numbers", lambda g: (square(g), 1.0, 2.0, -2.0), 1, band=(0.2, 4))  # 2 beside data under 1/2
 case("neg", lambda g: (square(g),))
 case("abs", lambda g: (square(g),))
 

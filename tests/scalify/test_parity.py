@@ -93,7 +93,6 @@ DIFFERENT: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
     "sqrt": (_is_odd, "the scale stays a power of two: an odd exponent goes into the data first"),
     "mul_number": (_rounds_up, "numbers split to the nearest power of two: rounded down, decay factors overflow fp16"),
     "add_number": (_rounds_up, "as mul_number"),
-    "integer_pow": (lambda row: row["params"]["y"] > 1, "the RMS of a Gaussian's power: cubes overflow fp16 at 40 sigma"),
     "sin": (lambda row: row["scales"][0] < 1, "sin x is about x for small x: the scale follows, so that data stay near 1"),
     "conv_general_dilated": (lambda row: True, "root of the fan-in, as in a matrix product; theirs is a FIXME"),
     "reduce_window_sum": (lambda row: True, "root of the window, as in any other sum; theirs is a FIXME"),

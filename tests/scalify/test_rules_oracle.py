@@ -153,19 +153,23 @@ def test_plain_fp16_fails_there(name: str) -> None:
     assert failed
 
 
+def shipped() -> dict[Any, Any]:
+    """The rows of the rule files; steering operators and what other tests registered have tests of their own."""
+    return {op: row for op, row in registry.TABLE.items() if row.function.__module__.startswith("isoscale.scalify.rules")}
+
+
 def test_every_row_has_a_case() -> None:
     called: list[Any] = []
     for case in CASES.values():
         g = Inputs(span=case.span, pairs=True)
         case.run(Caller(True, called), g)
     seen = {str(op) for op in called}
-    own = {str(op) for op in registry.TABLE if op.namespace == "isoscale"}  # rescales and casts: tests of their own
-    missing = {str(op) for op in registry.TABLE} - seen - ELSEWHERE - own
+    missing = {str(op) for op in shipped()} - seen - ELSEWHERE
     assert not missing, f"no case for {sorted(missing)}"
 
 
 def test_every_rule_says_its_formula() -> None:
-    for op, row in registry.TABLE.items():
+    for op, row in shipped().items():
         if op.namespace == "isoscale":
             continue
         first = row.formula

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from isoscale import scalify as sc
+from isoscale._base import errors as sc_errors
 from isoscale._base.errors import ConfigError
 from isoscale.models import Decoder, DecoderConfig, ViT, ViTConfig
 
@@ -228,7 +229,7 @@ def test_a_plain_checkpoint_goes_in_and_comes_out():
 
 def test_state_goes_through_safetensors(tmp_path):
     model, _ = sc.scalify(nn.Linear(6, 5), None, "fp16")
-    sc.save_state(tmp_path / "m.safetensors", model.state_dict())
+    sc.save_state(model.state_dict(), tmp_path / "m.safetensors")
     from safetensors.torch import load_file
 
     assert sorted(load_file(tmp_path / "m.safetensors")) == ["bias", "bias.scale", "weight", "weight.scale"]
@@ -301,3 +302,58 @@ def test_a_second_scalify_and_unknown_names_are_refused():
     for settings in ({"dtype": "fp12"}, {"state": "int8"}, {"norm_rescale": "l5"}, {"period": 0}, {"colour": 1}):
         with pytest.raises(ConfigError):
             sc.RECIPES["fp16"].changed(**settings)
+
+
+class Buffers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("table", torch.randn(4))
+        self.register_buffer("huge", torch.tensor([1e6, 1.0]))
+        self.register_buffer("tiny", torch.tensor([1e-9, 1.0]))
+        self.register_buffer("inv_freq", torch.randn(4))
+
+
+def test_buffers_that_fp16_cannot_hold_stay_and_are_named():
+    model = Buffers()
+    want = {name: x.clone() for name, x in model.named_buffers()}
+    with pytest.warns(UserWarning, match="cannot hold its values") as caught:
+        sc.scalify(model, None, "fp16")
+    assert {str(w.message).split("'")[1] for w in caught} == {"huge", "tiny"}
+    kinds = {name: x.dtype for name, x in model.named_buffers() if name in want}
+    assert kinds == {"table": torch.float16, "huge": torch.float32, "tiny": torch.float32, "inv_freq": torch.float32}
+    for name in ("huge", "tiny", "inv_freq"):
+        assert torch.equal(getattr(model, name), want[name])
+
+
+def test_an_optimiser_is_copied_and_pickled_with_its_settings_and_goes_on():
+    model = nn.Linear(4, 4)
+    model, optimizer = sc.scalify(model, torch.optim.AdamW(model.parameters(), lr=0.1), "fp16-fp16", seed=5)
+    x = torch.randn(3, 4)
+    trained(model, lambda m, b: m(b).square().mean(), x, optimizer, 2)
+    pairs = [copy.deepcopy((model, optimizer)), pickle.loads(pickle.dumps((model, optimizer)))]
+    want = trained(model, lambda m, b: m(b).square().mean(), x, optimizer, 3)
+    for other, its in pairs:
+        assert its.seed == 5
+        assert trained(other, lambda m, b: m(b).square().mean(), x, its, 3) == want
+
+
+def test_the_state_of_a_plain_optimiser_is_refused():
+    model = nn.Linear(4, 4)
+    plain = stepped(model)
+    model, _ = sc.scalify(copy.deepcopy(model), None, "fp16")
+    optimizer = sc.ScaledAdamW(model.parameters())
+    with pytest.raises(sc_errors.CheckpointError, match="another optimiser"):
+        optimizer.load_state_dict(plain.state_dict())
+
+
+def test_values_of_scaled_tensors_by_either_name():
+    x = torch.randn(6, 4) * 1e-3
+    scaled = sc.as_scaled(x, dtype=torch.float16)
+    assert torch.equal(sc.value(scaled, torch.float32), sc.as_plain(scaled, torch.float32))
+    assert torch.equal(sc.value(x), x)
+
+
+def test_save_state_refuses_what_is_no_model_state(tmp_path):
+    with pytest.raises(sc_errors.CheckpointError, match="holds tensors"):
+        sc.save_state({"state": {}}, tmp_path / "o.safetensors")

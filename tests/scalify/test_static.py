@@ -167,7 +167,7 @@ def data_rms(make: Callable[[], Any], scaled: bool) -> dict[torch.fx.Node, float
 def test_data_stay_near_unit_where_plain_values_do_not(make: Callable[[], Any]) -> None:
     half = [rms for node, rms in data_rms(make, True).items() if node.meta["val"].dtype == torch.float16]
     assert len(half) > 20
-    assert min(half) > 2.0**-12  # lowest: the mean of squares of an RMSNorm taken apart, in its backward
+    assert min(half) > 2.0**-10
     assert max(half) < 2.0**6
     near = [2.0**-4 < rms < 2.0**4 for rms in half]
     assert sum(near) > 0.95 * len(near)

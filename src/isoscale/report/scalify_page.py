@@ -23,7 +23,7 @@ _FORWARD, _BACKWARD = figures.COLOURS[0], figures.COLOURS[1]
 
 
 def _measured(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [row for row in rows if row["rms"] is not None and row["kind"] != "layout"]
+    return [row for row in rows if row["rms"] is not None and row["kind"] != "layout" and "empty" not in row["op"]]
 
 
 def _off(row: Mapping[str, Any]) -> float:

@@ -47,7 +47,8 @@ def missing_rule(op: OpOverload, writes: bool) -> RuleError:
         message = f"{op} has no scale rule"
         hint = (
             f'register one with @iso.scalify.rule(torch.ops.{op}), run it on iso.scalify.stop_scaling(x), or allow it '
-            f'on plain values with fallback=("{op}",); {registry.suggestion(op)}'
+            f'on plain values: scalify(model, optimizer, RECIPES["fp16"].changed(fallback=("{op}",))), or '
+            f'as_scaled(x, fallback=("{op}",)); {registry.suggestion(op)}'
         )
     return RuleError(message, key=str(op), place=user_line(), hint=hint)
 

@@ -57,8 +57,21 @@ def plain_state(state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32)
             for name, x in state.items()}  # fmt: skip
 
 
-def save_state(path: Path | str, state: Mapping[str, Tensor]) -> None:
-    """Write a scaled state as one safetensors file; tied tensors once for each name."""
+def save_state(state: Mapping[str, Tensor], path: Path | str) -> None:
+    """Write a model's scaled state as one safetensors file; tied tensors once for each name.
+
+    Args:
+        state: of a model; optimisers' states go through `torch.save`.
+        path: of the file.
+
+    Raises:
+        CheckpointError: something in the state is no tensor.
+    """
+    things: Mapping[str, object] = state
+    for name, x in things.items():
+        if not isinstance(x, Tensor):
+            hint = "save_state(model.state_dict(), path); torch.save for an optimiser's"
+            raise CheckpointError("a model's state holds tensors", key=str(name), value=type(x).__name__, hint=hint)
     from safetensors.torch import save_file
 
     save_file({name: x.clone() for name, x in split_state(state).items()}, str(path), {"format": "isoscale-scaled"})

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isoscale._base.errors import ConfigError, did_you_mean
+from isoscale._base.errors import CheckpointError, ConfigError, did_you_mean
 from isoscale.scalify.pair import Pair
 from isoscale.scalify.storage import KINDS, Kind, bytes_of, empty, load, random_bits, rounded, store, uniform
 from isoscale.scalify.tensor import ScaledTensor
 from isoscale.scalify.update import Adam, Sgd, adam, sgd, unit
 
 _MIX = 0x61C88647
+_SETTINGS = ("kind", "master", "rescale_grads", "state_period", "stochastic", "seed", "compile")
 WEIGHT = {kind.dtype: name for name, kind in KINDS.items()}
 
 
@@ -57,8 +58,17 @@ class ScaledOptimizer(torch.optim.Optimizer):
             raise ConfigError("a period is at least 1", key="state_period", value=state_period)
         self.kind, self.master, self.rescale_grads = KINDS[state], master, rescale_grads
         self.state_period, self.stochastic, self.seed = state_period, stochastic, seed
+        self.compile = compile
         self._run: Callable[..., None] = torch.compile(_run, fullgraph=True) if compile else _run
         super().__init__(params, defaults)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Also its own settings: torch's forgets them."""
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in _SETTINGS}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._run = torch.compile(_run, fullgraph=True) if self.compile else _run
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; parameters must be scaled."""
@@ -123,7 +133,19 @@ class ScaledOptimizer(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but every tensor keeps the dtype it was saved in (torch casts state to the parameter's)."""
+        """As torch's, but every tensor keeps the dtype it was saved in (torch casts state to the parameter's).
+
+        Raises:
+            CheckpointError: the state of another optimiser.
+        """
+        for i, saved in state_dict["state"].items():
+            mine = [name for name in self.moments if name in saved] + (["master"] if self.master else [])
+            wanted = {f"{name}{end}" for name in mine for end in ("", "_scale")}
+            if not wanted <= saved.keys() or (self.moments[0] not in saved and len(saved) > 1):
+                raise CheckpointError(
+                    "this is the state of another optimiser", key=f"state[{i}]", value=sorted(saved),
+                    hint=f"this one keeps {', '.join(self.moments)}, each with its scale; start its state anew",
+                )  # fmt: skip
         super().load_state_dict(state_dict)
         order = [p for group in self.param_groups for p in group["params"]]
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]

@@ -43,13 +43,15 @@ def under(pair: Pair, scale: Scale) -> Any:
     return times(pair.data, scales.ratio(pair.scale, scale))
 
 
-def value(pair: Pair, dtype: torch.dtype | None = None) -> Any:
+def value(pair: Pair | Tensor, dtype: torch.dtype | None = None) -> Any:
     """The plain value data * scale.
 
     Args:
-        pair: whose value.
+        pair: whose value; a scaled or a plain tensor will do (no gradient: `as_plain` has one).
         dtype: of the result; by default that of the data, but the product is taken in float32 at least.
     """
+    if isinstance(pair, Tensor):  # scaled (it carries the two) or plain
+        pair = Pair(getattr(pair, "_data", pair), getattr(pair, "_scale", 1.0))
     data = pair.data
     if not isinstance(data, Tensor):
         return data if _is_any(pair.scale) else data * pair.scale

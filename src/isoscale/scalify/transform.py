@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, TypeVar
 
 import torch
@@ -27,8 +28,9 @@ def scalify(
     """Carry scales through a model and its optimiser.
 
     The model changes in place: parameters become scaled tensors (under the power of two nearest to their RMS), floating
-    buffers take the recipe's dtype, linear layers get their casts, norms their rescales. Inputs in floating point are
-    cast on the way in and stand under scale 1. The optimiser is replaced by a scaled one with the same groups.
+    buffers take the recipe's dtype where its range holds them, linear layers get their casts, norms their rescales.
+    Inputs in floating point are cast on the way in and stand under scale 1. The optimiser is replaced by a scaled one
+    with the same groups.
 
     Args:
         model: any module; trains as before, also under `torch.compile(model)`.
@@ -103,9 +105,24 @@ def _swap(model: nn.Module, dtype: torch.dtype, fallback: tuple[str, ...]) -> di
                 new[id(p)] = nn.Parameter(scaled, requires_grad=p.requires_grad)
             module._parameters[name] = new[id(p)]
         for name, buffer in list(module._buffers.items()):
-            if buffer is not None and buffer.is_floating_point() and "running" not in name:
-                module._buffers[name] = buffer.to(dtype)
+            if buffer is not None and buffer.is_floating_point() and not name.endswith(_WIDE):
+                module._buffers[name] = _narrowed(name, buffer, dtype)
     return new
+
+
+_WIDE = ("running_mean", "running_var", "inv_freq")
+"""Buffers that stay as they are: statistics, and frequencies that positions multiply."""
+
+
+def _narrowed(name: str, buffer: Tensor, dtype: torch.dtype) -> Tensor:
+    """A buffer in the dtype, or as it is, with a warning, where the dtype's range loses values."""
+    low = buffer.to(dtype)
+    lost = (torch.isinf(low) & torch.isfinite(buffer)) | ((low == 0) & (buffer != 0))
+    if not bool(lost.any()):
+        return low
+    kind = str(dtype).removeprefix("torch.")
+    warnings.warn(f"buffer {name!r} keeps its dtype: {kind} cannot hold its values", UserWarning, stacklevel=4)
+    return buffer
 
 
 def _check(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

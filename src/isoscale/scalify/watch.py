@@ -80,9 +80,9 @@ class Watched:
         return sum(row.off <= octaves for row in rows) / len(rows) if rows else math.nan
 
     def measured(self, direction: str | None = None) -> list[Row]:
-        """The rows with an RMS, views apart: a view repeats the tensor that it looks at."""
-        return [r for r in self.rows if r.rms is not None and r.kind != "layout"
-                and direction in (None, r.direction)]  # fmt: skip
+        """The rows with an RMS, views and memory that nothing was written to apart."""
+        return [r for r in self.rows if r.rms is not None and r.kind != "layout" and ".empty" not in r.op
+                and ".new_empty" not in r.op and direction in (None, r.direction)]  # fmt: skip
 
     def worst(self, count: int | None = None) -> list[Row]:
         """Measured rows, the worst prediction first."""
