@@ -43,6 +43,17 @@ CASES: tuple[tuple[str, str | sc.ScaleRecipe, str], ...] = (
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+def stepper(run: Callable[..., Any], inputs: tuple[Any, ...], optimizer: Any) -> Callable[[], None]:
+    """Forward, backward and the optimiser's step."""
+
+    def step() -> None:
+        run(*inputs).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
 def plain(name: str, dtype: str, compiled: bool, device: str) -> tuple[Callable[[], None], Any, Any]:
     """A step of the plain model, its model and optimiser."""
     torch.manual_seed(0)
@@ -52,12 +63,7 @@ def plain(name: str, dtype: str, compiled: bool, device: str) -> tuple[Callable[
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     run = torch.compile(loss, fullgraph=True) if compiled else loss
 
-    def step() -> None:
-        run(*inputs).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step, model, optimizer
+    return stepper(run, inputs, optimizer), model, optimizer
 
 
 def scaled(name: str, recipe: str | sc.ScaleRecipe, compiled: bool, device: str) -> tuple[Callable[[], None], Any, Any]:
@@ -70,12 +76,7 @@ def scaled(name: str, recipe: str | sc.ScaleRecipe, compiled: bool, device: str)
     inputs = tuple(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in inputs)
     run = torch.compile(loss, fullgraph=True) if compiled else loss
 
-    def step() -> None:
-        run(*inputs).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step, model, optimizer
+    return stepper(run, inputs, optimizer), model, optimizer
 
 
 def kept(model: Any, optimizer: Any) -> float:
