@@ -1,4 +1,4 @@
-"""The optimiser of a plan: one of torch's, or two where a plan trains matrices with Muon and the rest with AdamW."""
+"""The optimiser of a plan: one of torch's or ours, or two where matrices are Muon's or Madam's and the rest AdamW's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from isoscale._base.errors import PlanError, did_you_mean
+from isoscale.config import OptimSection
+from isoscale.optim.lmd import LMD
 from isoscale.planning import Plan
 
 
@@ -59,17 +61,28 @@ _KINDS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
 }
 
 
-def make_optimizer(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
-    """torch's optimiser for a plan and its model.
+def make_optimizer(
+    plan: Plan, model: nn.Module, settings: OptimSection | None = None, seed: int = 0
+) -> torch.optim.Optimizer:
+    """The optimiser for a plan and its model.
+
+    Args:
+        plan: says which family trains what, and at which LR, decay and betas.
+        model: the plan's.
+        settings: LMD's own (form, state, regulariser, offset, samples), by default the config's defaults.
+        seed: of LMD's noise.
 
     Raises:
-        PlanError: torch has none of that family (Lion: build your own from `plan.param_groups(model)`).
+        PlanError: nobody here makes one of that family (build your own from `plan.param_groups(model)`).
     """
+    if plan.optimizer == "lmd":
+        chosen = (settings or OptimSection(name="lmd")).model_dump(exclude={"name"})
+        return LMD(plan.param_groups(model), seed=seed, **chosen)
     kinds = list(dict.fromkeys(row.optimizer for row in plan.rows))
     for kind in kinds:
         if kind not in _KINDS:
             hint = f"{did_you_mean(kind, _KINDS)}; or your own class on plan.param_groups(model)"
-            raise PlanError(f"torch has no {kind}", key="optimizer", value=kind, hint=hint)
+            raise PlanError(f"no {kind} is built in", key="optimizer", value=kind, hint=hint)
     parts = []
     for kind in kinds:
         groups = plan.param_groups(model, part=kind)
