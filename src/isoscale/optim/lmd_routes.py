@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from isoscale.planning import normalise
 
-_POSITIONS = ("pos", "position", "cls_token", "class_token", "embed")
+_MATRICES = ("input", "hidden", "readout", "router")  # roles of isoscale's own modules
+_POSITIONS = ("pos", "cls_token", "class_token", "embed")  # names of bare parameters
 
 
 def split_parameters(model: nn.Module) -> list[dict[str, Any]]:
@@ -23,7 +25,12 @@ def split_parameters(model: nn.Module) -> list[dict[str, Any]]:
     Returns:
         Two groups of named parameters.
     """
-    aside = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    aside: set[nn.Parameter] = set()
+    for module in model.modules():
+        roles: Mapping[str, str] = getattr(module, "roles", {})
+        for local, p in module.named_parameters(recurse=False):
+            if isinstance(module, nn.Embedding) or roles.get(local, "hidden") not in _MATRICES:
+                aside.add(p)
     groups: dict[str, list[Any]] = {"lmd": [], "adamw": []}
     for name, p in model.named_parameters():
         if p.requires_grad:

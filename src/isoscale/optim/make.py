@@ -11,6 +11,7 @@ from torch import nn
 from isoscale._base.errors import PlanError, did_you_mean
 from isoscale.config import OptimSection
 from isoscale.optim.lmd import LMD
+from isoscale.optim.relatives import Lion, Madam
 from isoscale.planning import Plan
 
 
@@ -58,6 +59,8 @@ _KINDS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
     "adafactor": torch.optim.Adafactor,
     "muon": _muon("original"),
     "muon-rms": _muon("match_rms_adamw"),
+    "lion": Lion,
+    "madam": Madam,
 }
 
 

@@ -99,8 +99,8 @@ class Madam(_Relative):
         if not state:
             rms = p.square().mean().sqrt()
             if not float(rms) > 0:
-                raise ConfigError("Madam cannot move a parameter that starts at zero", key="params", value=tuple(p.shape),
-                                  hint="train it with AdamW")  # fmt: skip
+                shape = tuple(p.shape)
+                raise ConfigError("Madam cannot move what starts at zero", key="params", value=shape, hint="use AdamW")
             state.update(step=torch.tensor(0.0), square=torch.zeros_like(p), largest=rms * group["bound"])
         state["step"] += 1
         state["square"].lerp_(g * g, 1 - beta)
