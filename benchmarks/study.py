@@ -41,6 +41,11 @@ def read(name: str) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in rows}
 
 
+def _renamed(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings under the names of today; a cell keeps the one it was first written with, which its key hangs on."""
+    return {{"train.optimizer": "optim.name"}.get(name, name): value for name, value in config.items()}
+
+
 def _run(cell: Cell) -> dict[str, Any]:
     from isoscale._base.errors import NonFiniteError
     from isoscale.config import RunConfig
@@ -49,7 +54,7 @@ def _run(cell: Cell) -> dict[str, Any]:
     out = Path(tempfile.mkdtemp(prefix="isoscale-study-"))
     started = time.perf_counter()
     config = RunConfig().with_values(**{
-        "train.checkpoint_every": 10**6, "train.eval_every": 10**6, **cell["config"],
+        "train.checkpoint_every": 10**6, "train.eval_every": 10**6, **_renamed(cell["config"]),
     })  # fmt: skip
     try:
         result = train(config, out / "run")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -45,6 +46,8 @@ OPTIMIZERS: dict[str, tuple[float, Callable[[iso.Plan, nn.Module], torch.optim.O
     "muon": (5e-2, make_optimizer),
     "muon-rms": (2e-2, make_optimizer),
     "adafactor": (2e-1, make_optimizer),
+    "lmd": (5e-2, make_optimizer),
+    "madam": (5e-2, make_optimizer),
 }
 
 
@@ -55,7 +58,7 @@ def test_every_family_is_in_the_suite() -> None:
 @pytest.mark.parametrize("optimizer", FAMILIES)
 @pytest.mark.parametrize("name", names())
 def test_tables_are_complete_and_finite(name: str, optimizer: str) -> None:
-    if name.startswith("u-") and optimizer not in ("adamw", "lion"):  # only unit-scaled rules may refuse a family
+    if name.startswith("u-") and optimizer not in ("adamw", "lion", "madam", "lmd"):  # only unit-scaled rules may refuse a family
         with pytest.raises(PlanError, match="has no rules for the optimiser"):
             by_name(name, optimizer)
         return
@@ -63,14 +66,14 @@ def test_tables_are_complete_and_finite(name: str, optimizer: str) -> None:
     assert table.optimizer == optimizer
     hps = {**HP_DEFAULTS, "weight_decay": 0.1}
     for role in ROLES:
-        owner = table if table.rest is None or role == "hidden" else table.rest
+        owner = table.owner(role, 2)
         for in_stack in (False, True):
             rule = owner.resolved(role, in_stack)
             for quantity in ("lr", "init", "forward", "eps", "weight_decay"):
                 value = getattr(rule, quantity).evaluate(hps, SIZES)
                 assert math.isfinite(value.number)
                 assert value.number >= 0
-    assert owner.resolved("hidden", True).lr.evaluate(hps, SIZES).number == pytest.approx(
+    assert table.resolved("hidden", True).lr.evaluate(hps, SIZES).number == pytest.approx(
         hps["lr"] * table.resolved("hidden", True).lr.evaluate({**hps, "lr": 1.0}, SIZES).number
     )
 
@@ -112,7 +115,8 @@ def change(optimizer: str, rule: str, width: int, depth: int, steps: int = 4) ->
             moves.zero_grad()
             loss.backward()
             moves.step()
-        out.append(float((model(ids) - before).detach().square().mean().sqrt()))
+        with moves.mean() if isinstance(moves, iso.optim.LMD) else nullcontext():
+            out.append(float((model(ids) - before).detach().square().mean().sqrt()))
     return sum(out) / len(out)
 
 
@@ -130,7 +134,7 @@ def test_a_few_steps_move_the_function_alike(optimizer: str, axis: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "lion", "sgd", "muon", "muon-rms"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "sgd", "muon", "muon-rms", "lmd", "madam"])
 def test_control_without_rules_it_grows(optimizer: str) -> None:
     """Not so for Adafactor, whose steps are shares of weights that torch's init already shrinks with fan-in."""
     assert abs(slope(optimizer, "sp", "width")) > 0.3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import isoscale as iso
 from isoscale._base.errors import PlanError
-from isoscale.config import RunConfig
+from isoscale.config import OptimSection, RunConfig
 from isoscale.models import Decoder, DecoderConfig
 from isoscale.optim import Together, make_optimizer
 from isoscale.train import train
@@ -18,7 +19,7 @@ from isoscale.train import train
 SETTINGS = {
     "rules.parametrisation": "complete-d", "base.width": 16, "base.depth": 1, "model.width": 16, "model.depth": 1,
     "model.head_size": 8, "data.seq_len": 16, "train.steps": 8, "train.batch": 2, "train.eval_every": 8,
-    "train.eval_batches": 1, "train.checkpoint_every": 3, "hps.lr": 0.01, "train.optimizer": "muon", "model.norm": "trainable",
+    "train.eval_batches": 1, "train.checkpoint_every": 3, "hps.lr": 0.01, "optim.name": "muon", "model.norm": "trainable",
 }  # fmt: skip
 
 
@@ -50,12 +51,47 @@ def test_muon_trains_matrices_inside_the_stack_and_adamw_the_rest(name: str, adj
         plan.param_groups(model, part="sgd")
 
 
-def test_lion_is_the_users_own() -> None:
+def test_lion_takes_the_rows_betas_and_decay() -> None:
     model, plan = planned("lion")
-    with pytest.raises(PlanError, match="torch has no lion") as caught:
-        make_optimizer(plan, model)
-    assert "plan.param_groups" in caught.value.hint
+    groups = make_optimizer(plan, model).param_groups
     assert set(plan.param_groups(model)[0]) == {"params", "lr", "weight_decay", "betas"}
+    assert isinstance(make_optimizer(plan, model), iso.optim.Lion)
+    assert {group["betas"] for group in groups} == {plan.rows[0].betas}
+
+
+@pytest.mark.parametrize("name", ["lmd", "madam"])
+def test_factors_move_matrices_and_adamw_the_rest(name: str) -> None:
+    model, plan = planned(name)
+    made = make_optimizer(plan, model)
+    names = {p: n for n, p in model.named_parameters()}
+    adam = {names[p] for g in made.param_groups if "weight_decay" in g for p in g["params"]}
+    assert adam == {n for n, p in model.named_parameters() if p.dim() < 2 or n == "embed.weight"}
+    rest = [group for group in made.param_groups if "weight_decay" not in group]
+    assert sum(len(group["params"]) for group in rest) == len(names) - len(adam)
+    if name == "lmd":
+        assert isinstance(made, iso.optim.LMD)
+        assert {group["optimizer"] for group in rest} == {"lmd"}
+        assert {group["sigma"] for group in rest} == {0.05}
+    else:
+        assert isinstance(made, Together)
+        assert {group["beta"] for group in rest} == {0.999}
+
+
+def test_a_family_that_nobody_makes_is_refused() -> None:
+    model, plan = planned("adamw")
+    rows = tuple(replace(row, optimizer="adan") for row in plan.rows)
+    with pytest.raises(PlanError, match="no adan is built in") as caught:
+        make_optimizer(replace(plan, rows=rows), model)
+    assert "plan.param_groups" in caught.value.hint
+
+
+def test_lmd_takes_its_own_settings_from_the_config() -> None:
+    model, plan = planned("lmd")
+    made = make_optimizer(plan, model, OptimSection(name="lmd", form="hypentropy", state="bf16", offset=0.2), seed=3)
+    assert isinstance(made, iso.optim.LMD)
+    assert {(g["form"], g["state"], g["offset"], g["seed"]) for g in made.param_groups if g["optimizer"] == "lmd"} == {
+        ("hypentropy", "bf16", 0.2, 3)
+    }
 
 
 def test_a_run_with_muon_resumes_bit_equal(tmp_path: Path) -> None:

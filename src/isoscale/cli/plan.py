@@ -48,17 +48,17 @@ def plan(
       isoscale plan --model llama-7b/config.json --base-width 256 \\
           --base-depth 4 --set hps.lr=0.004 --now
       isoscale plan --model my_model:build --width 1024 --depth 24 \\
-          --base-width 128 --base-depth 4 --set train.optimizer=muon
+          --base-width 128 --base-depth 4 --set optim.name=lmd
     """
     import warnings
     from pathlib import Path
 
     from isoscale.planning import PlanWarning, cost
-    from isoscale.train.setup import meta_plan
+    from isoscale.train.setup import meta_plan, resolved
 
     warnings.simplefilter("ignore", PlanWarning)  # the plan prints its notes itself
     loaded = load_config(preset, config, set_)
-    settings = loaded.config
+    settings = resolved(loaded.config)
     if model is not None:
         from isoscale.cli.plan_model import model_plan
 
@@ -85,7 +85,12 @@ def plan(
     if explain:
         text = made.explain(explain)
         used = [name for name in type(settings.hps).model_fields if re.search(rf"[=x(] ?{name} [\d(]", text)]
-        origins = [f"  hps.{name} = {getattr(settings.hps, name)!r}, {loaded.origin(f'hps.{name}')}" for name in used]
+        chosen = settings.hps.model_fields_set - loaded.config.hps.model_fields_set
+        origins = [
+            f"  hps.{name} = {getattr(settings.hps, name)!r}, "
+            + (f"default of {settings.optim.name}" if name in chosen else loaded.origin(f"hps.{name}"))
+            for name in used
+        ]
         text = "\n".join([text, "set by:", *origins]) if origins else text
         emit(as_json, {"name": explain, "text": text}, text)
         return

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from isoscale._base.errors import ConfigError
 
-_OF_ADAMW = ("lr", "weight_decay", "beta1", "beta2", "eps")
-
 if TYPE_CHECKING:
     from torch import nn
 
@@ -65,6 +63,7 @@ def model_plan(
     """
     from isoscale import planning
     from isoscale.config import Scale
+    from isoscale.rules import family
     from isoscale.train.setup import recipe_of
 
     config = loaded.config
@@ -73,7 +72,7 @@ def model_plan(
     if all(size is None for size in base):
         raise ConfigError("a plan needs the size where the hyperparameters were tuned", key="--base-width",
                           hint="--base-width 256 --base-depth 4")  # fmt: skip
-    if loaded.origin("hps.lr") == "default":
+    if loaded.origin("hps.lr") == "default" and "lr" not in family(config.optim.name).hps:
         raise ConfigError("a plan starts from the learning rate that was tuned at the base", key="hps.lr",
                           hint="--set hps.lr=0.004")  # fmt: skip
     model, example = _built(target, *sizes)
@@ -84,8 +83,8 @@ def model_plan(
     steps = config.base.steps or total // base_tokens
     common: dict[str, Any] = {
         "hps": {name: getattr(config.hps, name) for name in type(config.hps).model_fields
-                if loaded.origin(f"hps.{name}") != "default" or name in _OF_ADAMW},
-        "roles": said_roles(roles) or None, "example": example, "optimizer": run.optimizer, "alpha": rules.alpha,
+                if loaded.origin(f"hps.{name}") != "default"},
+        "roles": said_roles(roles) or None, "example": example, "optimizer": config.optim.name, "alpha": rules.alpha,
         "duration": rules.duration, "duration_exponent": rules.duration_exponent, "tau_exponent": rules.tau_exponent,
         "betas": rules.betas, "final_norm_eps": rules.final_norm_eps, "axes": rules.axes, "constant": rules.constant,
         "decay": rules.decay, "clip": run.clip, "recipe": recipe_of(config),

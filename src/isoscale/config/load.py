@@ -5,6 +5,7 @@ All problems are reported at once, each with its key, value, the layer it came f
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from isoscale._base.errors import ConfigError, IsoscaleError, ManyErrors, did_you_mean
+from isoscale._base.errors import ConfigError, IsoscaleError, ManyErrors, did_you_mean, nearest
 from isoscale.config.run import RunConfig
+
+_MOVED = {"train.optimizer": "optim.name"}
 
 
 @dataclass(frozen=True)
@@ -124,13 +127,17 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> IsoscaleErro
         elif item["type"] == "extra_forbidden":
             tail = key.rsplit(".", 1)[-1]
             same = [known for known in known_keys() if known.rsplit(".", 1)[-1] == tail]
-            hint = f"did you mean {same[0]}?" if same else did_you_mean(key, known_keys())
+            near = _MOVED.get(key) or (same[0] if same else "")
+            hint = f"did you mean {near}?" if near else did_you_mean(key, known_keys())
             found.append(ConfigError("unknown key", key=key, value=item["input"], place=place, hint=hint[:300]))
         else:
             text = item["msg"].removeprefix("Value error, ")
             value = item["input"] if not isinstance(item["input"], Mapping) else None
             allowed = item.get("ctx", {}).get("expected", "")
-            hint = f"one of {allowed}" if item["type"] == "literal_error" else ""
+            hint = ""
+            if item["type"] == "literal_error":
+                close = nearest(str(value), re.findall("'([^']*)'", allowed), 1)
+                hint = f"did you mean {close[0]}? one of {allowed}" if close else f"one of {allowed}"
             found.append(ConfigError(text, key=key, value=value, place=place, hint=hint))
     if len(found) == 1:
         return found[0]

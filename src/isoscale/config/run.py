@@ -65,16 +65,22 @@ class RulesSection(Section):
 
 
 class HpsSection(Section):
-    """Hyperparameters in base units. A parametrisation reads those it knows."""
+    """Hyperparameters in base units. A parametrisation reads those it knows.
 
-    lr: Positive = Field(1.0, description="peak learning rate")
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    The defaults are AdamW's; an optimiser with others (lmd) has them for what is left out.
+    """
+
+    lr: Positive = Field(1.0, description="peak learning rate; lmd, madam: in log units a step")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="lmd: lambda, the pull of log-medians to the prior's centre"
+    )
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     eps: Positive = 1e-8
     init_std: Positive = Field(0.02, description="SP and muP")
     lr_embedding: Positive = Field(1.0, description="LR of the embedding against the global one")
-    lr_rest: Positive = Field(1.0, description="muon: LR of what AdamW trains against the global one")
+    lr_rest: Positive = Field(1.0, description="muon, lmd, madam: LR of what AdamW trains against the global one")
+    sigma: Annotated[Positive, Field(le=1)] = Field(0.05, description="lmd: noise on the log of each weight")
     alpha_emb: Positive = Field(1.0, description="SP and muP: multiplier after the embedding")
     alpha_attn: Positive = Field(1.0, description="attention logits")
     alpha_ffn_act: Positive = Field(1.0, description="input of the FFN non-linearity")
@@ -82,6 +88,30 @@ class HpsSection(Section):
     alpha_res_attn_ratio: Positive = Field(1.0, description="attention branches against FFN branches (u-muP)")
     alpha_out: Positive = Field(1.0, description="SP and muP: multiplier of the readout")
     alpha_loss: Positive = Field(1.0, description="logits inside the loss")
+
+
+class OptimSection(Section):
+    """Which optimiser, and LMD's own settings."""
+
+    name: Literal["adamw", "sgd", "adafactor", "muon", "muon-rms", "lion", "madam", "lmd"] = Field(
+        "adamw", description="muon, madam and lmd train matrices and leave the rest to AdamW at lr x lr_rest"
+    )
+    form: Literal["split", "hypentropy"] = Field("split", description="lmd: two medians a weight, or one vector")
+    state: Literal["fp32", "bf16", "int8-log"] = Field("fp32", description="lmd: how medians and momenta are stored")
+    regulariser: Literal["log-normal", "constant", "half-normal", "exponential"] = Field(
+        "log-normal", description="lmd: the prior of a median"
+    )
+    offset: Positive = Field(0.1, description="lmd: what both medians share at the start / rms of the weights")
+    samples: Count = Field(1, description="lmd: Monte-Carlo samples of the weights per step")
+
+    @model_validator(mode="after")
+    def _only_lmd(self) -> OptimSection:
+        for key, field in type(self).model_fields.items():
+            if self.name != "lmd" and key != "name" and getattr(self, key) != field.default:
+                raise _wrong(key, f"optim.{key} is LMD's, and the optimiser is {self.name}", "optim.name = \"lmd\"")
+        if self.form == "hypentropy" and self.regulariser == "constant":
+            raise _wrong("regulariser", "a constant shrink needs two medians", "optim.form = \"split\"")
+        return self
 
 
 class ModelSection(Section):
@@ -145,9 +175,6 @@ class TrainSection(Section):
     )
     accumulate: Count = Field(1, description="micro-batches per optimiser step")
     warmup: Share = Field(0.1, description="share of the steps")
-    optimizer: Literal["adamw", "sgd", "adafactor", "muon", "muon-rms"] = Field(
-        "adamw", description="muon: matrices by Muon, the rest by AdamW at lr x lr_rest"
-    )
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     final: Share = Field(0.1, description="LR at the end / peak LR")
     decay_share: Share = Field(0.2, description="wsd: share of the steps spent decaying")
@@ -258,6 +285,7 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     rules: RulesSection = Field(default_factory=RulesSection)
     hps: HpsSection = Field(default_factory=HpsSection)
+    optim: OptimSection = Field(default_factory=OptimSection)
     model: ModelSection = Field(default_factory=ModelSection)
     base: BaseSection = Field(default_factory=BaseSection)
     data: DataSection = Field(default_factory=DataSection)

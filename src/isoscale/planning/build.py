@@ -76,6 +76,17 @@ def _check_unit(model: nn.Module, table: Table) -> None:
         )  # fmt: skip
 
 
+def _switched(table: Table, decay: str, embedding_lr: str) -> Table:
+    """The table, and that of the rest, with the two switches of `plan` that are no `Options`."""
+    if decay != "rule":
+        table = replace(table, independent_decay=decay == "independent")
+    if embedding_lr == "constant" and "embedding" in table.roles:
+        rule = table.role("embedding")
+        plain_decay = replace(rule.weight_decay, sizes={})
+        table = table.with_role("embedding", lr=replace(rule.lr, sizes={}), weight_decay=plain_decay)
+    return table if table.rest is None else replace(table, rest=_switched(table.rest, decay, embedding_lr))
+
+
 def _parameters(infos: Mapping[str, ParamInfo]) -> int:
     return sum(prod(info.shape) for info in infos.values())
 
@@ -150,12 +161,7 @@ def plan(
             value=optimizer,
             hint=f"optimizer={table.optimizer!r}",
         )
-    if decay != "rule":
-        table = replace(table, independent_decay=decay == "independent")
-    if embedding_lr == "constant":
-        rule = table.role("embedding")
-        plain_decay = replace(rule.weight_decay, sizes={})
-        table = table.with_role("embedding", lr=replace(rule.lr, sizes={}), weight_decay=plain_decay)
+    table = _switched(table, decay, embedding_lr)
     _check_unit(model, table)
     if table.needs_base and base is None:
         raise PlanError(

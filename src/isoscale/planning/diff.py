@@ -9,7 +9,7 @@ from typing import Any
 from isoscale.planning.names import pattern
 from isoscale.planning.rows import ParamRow, SiteRow
 
-_QUANTITIES = ("shape", "init_std", "lr", "eps", "weight_decay", "betas", "factors", "formats")
+_QUANTITIES = ("shape", "init_std", "lr", "eps", "weight_decay", "betas", "sigma", "factors", "formats")
 
 
 @dataclass(frozen=True)

@@ -193,9 +193,9 @@ def foreign_plan(
     for name, info in s.infos.items():
         little = s.base_infos[name]
         sizes = sizes_of(info, little, shared, options)
-        rule, owner = rule_of(info, table)
-        rule = _rule(info, rule, table)
         start = initial(little, tensors[little.name], modules[little.name.rpartition(".")[0]], config)
+        rule, owner = rule_of(info, table, at_zero=start.constant == 0)
+        rule = _rule(info, rule, table)
         now = None if parameters[name].is_meta else read(parameters[name], info.fan_in, config_of(model))
         own = replace(setting, hps={**hps, "init_std": _spread(start.std, said, hps)})
         row = _foreign_row(info, own, rule, owner, sizes, extra.get(name), start,
@@ -206,8 +206,9 @@ def foreign_plan(
                               ratios="width" in options.axes and table.needs_base)  # fmt: skip
     limit = clip_norm(clip, table, sized, sum(prod(i.shape) for i in s.base_infos.values()))[0] if clip else None
     frozen = sum(not parameter.requires_grad for parameter in parameters.values())
+    free = "lr" in said or table.unit or "lr" in family(table.optimizer).hps
     words = [*([f"{frozen} frozen parameters keep their values and are in no group"] if frozen else []),
-             *([] if "lr" in said or table.unit else ["no lr was given: the rows are for a base LR of 1"])]  # fmt: skip
+             *([] if free else ["no lr was given: the rows are for a base LR of 1"])]  # fmt: skip
     notes = range_notes(found, table, hps, words)
     return Plan(
         table.name, tuple(rows), sites, hps, small if table.needs_base else None, big, setting.casts.recipe.name,

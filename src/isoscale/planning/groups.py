@@ -45,11 +45,17 @@ def match(rows: Sequence[ParamRow], model: nn.Module) -> list[tuple[ParamRow, nn
     return [(row, raw[row.name]) for row in rows]
 
 
-def _settings(row: ParamRow) -> dict[str, Any]:
-    """What the optimiser of a row takes, in its own words."""
-    known = family(row.optimizer).fields
-    all_of_them = {"betas": row.betas, "eps": row.eps, "momentum": row.betas[0]}
-    return {"lr": row.lr, "weight_decay": row.weight_decay, **{key: all_of_them[key] for key in known}}
+def _settings(row: ParamRow, named: bool) -> dict[str, Any]:
+    """What the optimiser of a row takes, in its own words; `named`: with the optimiser's name among it."""
+    all_of_them = {"weight_decay": row.weight_decay, "betas": row.betas, "eps": row.eps, "momentum": row.betas[0],
+                   "beta": row.betas[1], "sigma": row.sigma, "decay": row.weight_decay}  # fmt: skip
+    out = {"lr": row.lr, **{key: all_of_them[key] for key in family(row.optimizer).fields}}
+    return {"optimizer": row.optimizer, **out} if named else out
+
+
+def _named(rows: Sequence[ParamRow]) -> bool:
+    """Whether one optimiser object trains parameters of two kinds, so that groups have to say which is theirs."""
+    return any(family(row.optimizer).whole for row in rows)
 
 
 def param_groups(rows: Sequence[ParamRow], model: nn.Module, part: str | None = None) -> list[dict[str, Any]]:
@@ -58,7 +64,7 @@ def param_groups(rows: Sequence[ParamRow], model: nn.Module, part: str | None = 
     for row, parameter in match(rows, model):
         if not parameter.requires_grad or part not in (None, row.optimizer):
             continue
-        settings = _settings(row)
+        settings = _settings(row, _named(rows))
         key = (row.optimizer, *settings.values())
         buckets.setdefault(key, {"params": [], **settings})["params"].append(parameter)
     return list(buckets.values())
@@ -88,6 +94,8 @@ def scaled_groups(
             seen.add(parameter)
             if part not in (None, rows[parameter].optimizer):
                 continue
+            if _named(plan.rows):
+                _check_name(group, rows[parameter])
             scaled = _scaled(group, rows[parameter], plan)
             key = tuple(repr(scaled.get(name)) for name in _SCALED)
             split.setdefault(key, {**scaled, "params": []})["params"].append(parameter)
@@ -99,26 +107,37 @@ def scaled_groups(
     return out
 
 
-_SCALED = ("lr", "eps", "weight_decay", "betas", "momentum")
+_SCALED = ("lr", "eps", "weight_decay", "decay", "betas", "beta", "momentum")
+
+
+def _check_name(group: Mapping[str, Any], row: ParamRow) -> None:
+    told = group.get("optimizer")
+    if told != row.optimizer:
+        said = "does not say which optimiser it is for" if told is None else f"is for {told}"
+        raise PlanError(
+            f"the group of {row.name} {said}; the plan trains it with {row.optimizer}, whose LR is another unit",
+            key="groups.optimizer", value=told, hint='one group with "optimizer": "lmd" for matrices, one with '
+            '"optimizer": "adamw" for the rest; or plan.param_groups(model) without groups',
+        )  # fmt: skip
 
 
 def _scaled(group: Mapping[str, Any], row: ParamRow, plan: Plan) -> dict[str, Any]:
-    out = dict(group)
+    out, fields = dict(group), family(row.optimizer).fields
     for key, factor in (("lr", row.relative.lr), ("weight_decay", row.relative.weight_decay),
-                        ("eps", row.relative.eps)):  # fmt: skip
-        if factor == 1.0 or (key == "eps" and "eps" not in family(row.optimizer).fields):
+                        ("decay", row.relative.weight_decay), ("eps", row.relative.eps)):  # fmt: skip
+        if factor == 1.0 or (key != "lr" and key not in fields):
             continue
         if key == "eps" and key not in out:
             out[key] = row.eps  # few write it into a group
-        elif key not in out and not (key == "weight_decay" and plan.hps["weight_decay"] == 0):
+        elif key not in out and not (key in ("weight_decay", "decay") and plan.hps["weight_decay"] == 0):
             raise _absent(key, row)
         elif isinstance(out.get(key), (int, float)):
             out[key] = out[key] * factor
     if plan.beta_ratio == 1.0:
         return out
     moving = row.betas != (plan.hps["beta1"], plan.hps["beta2"])
-    for key in ("betas", "momentum"):
-        if key not in family(row.optimizer).fields or not moving:
+    for key in ("betas", "beta", "momentum"):
+        if key not in fields or not moving:
             continue
         if key not in out:
             raise _absent(key, row)
@@ -142,7 +161,7 @@ def update_groups(
     """See `Plan.update`."""
     found = {parameter: row for row, parameter in match(rows, model)}
     for group in optimizer.param_groups:
-        wanted = [_settings(found[parameter]) for parameter in group["params"] if parameter in found]
+        wanted = [_settings(found[parameter], _named(rows)) for parameter in group["params"] if parameter in found]
         if not wanted:
             raise PlanError("the optimiser trains other parameters than this model's", key="optimizer",
                             hint="pass the model that the optimiser was made for")  # fmt: skip

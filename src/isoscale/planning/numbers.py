@@ -13,12 +13,13 @@ from isoscale.formats.recipes import PLAIN, Assignment
 from isoscale.nn.factors import Factors
 from isoscale.planning.roles import ParamInfo
 from isoscale.planning.rows import ParamRow, Relative
-from isoscale.rules import RoleRule, Table, Value
-from isoscale.rules.monomial import show_number
+from isoscale.rules import Family, RoleRule, Table, Value, family
+from isoscale.rules.monomial import hp, show_number
 from isoscale.rules.table import HP_DEFAULTS
 
 _HABITS = {"learning_rate": "the name here is lr", "wd": "the name here is weight_decay",
-           "betas": "two names here: beta1 and beta2", "momentum": "the name here is beta1"}  # fmt: skip
+           "betas": "two names here: beta1 and beta2", "momentum": "the name here is beta1",
+           "decay": "the name here is weight_decay", "lambda": "the name here is weight_decay"}  # fmt: skip
 NOT_MATRICES = ("embedding", "gain", "bias", "vector", "finite", "final_norm")
 
 
@@ -42,12 +43,12 @@ class Setting:
 
 
 def all_hps(said: Mapping[str, float] | None, table: Table) -> dict[str, float]:
-    """The user's hyperparameters over the defaults.
+    """The user's hyperparameters over the defaults, those of the table's optimiser before the common ones.
 
     Raises:
         PlanError: an unknown name, or a value that is not positive and finite.
     """
-    out = dict(HP_DEFAULTS)
+    out = {**HP_DEFAULTS, **family(table.optimizer).defaults(table.unit)}
     if said is not None and not isinstance(said, Mapping):
         raise PlanError("hps is a dict of numbers", key="hps", value=said, hint='hps={"lr": 1e-3, "weight_decay": 0.1}')
     for name, value in (said or {}).items():
@@ -59,6 +60,9 @@ def all_hps(said: Mapping[str, float] | None, table: Table) -> dict[str, float]:
         beta, free = name in ("beta1", "beta2"), name == "weight_decay"
         if beta and not 0 <= value < 1:
             raise PlanError(f"{name} must lie in [0, 1)", key=f"hps.{name}", value=value, hint="for example 0.9")
+        if name == "sigma" and value > 1:
+            raise PlanError("sigma is a share of each weight, at most 1", key="hps.sigma", value=value,
+                            hint="for example 0.05")  # fmt: skip
         if not math.isfinite(value) or value < 0 or (value == 0 and not (beta or free)):
             raise PlanError(
                 f"{name} must be {'zero or more' if free else 'positive'} and finite", key=f"hps.{name}", value=value,
@@ -93,11 +97,18 @@ def _factors(
     return Factors(forward.number, back.number, forward.number)
 
 
-def rule_of(info: ParamInfo, table: Table) -> tuple[RoleRule, Table]:
-    """The rule of a parameter and the table it comes from (Muon's rest has another)."""
-    if table.rest is not None and (info.role != "hidden" or len(info.shape) != 2):
-        table = table.rest
-    return table.resolved(info.role, info.in_stack), table
+def rule_of(info: ParamInfo, table: Table, at_zero: bool = False) -> tuple[RoleRule, Table]:
+    """The rule of a parameter and the table it comes from.
+
+    Args:
+        info: the parameter.
+        table: of the plan's optimiser; Muon's and LMD's have a rest of their own.
+        at_zero: whether it starts at zero, where no factor moves it.
+    """
+    owner = table.owner(info.role, len(info.shape))
+    if at_zero and table.rest is not None and family(owner.optimizer).relative:
+        owner = table.rest
+    return owner.resolved(info.role, info.in_stack), owner
 
 
 def betas_of(setting: Setting, table: Table, reasons: dict[str, str]) -> tuple[float, float]:
@@ -111,6 +122,27 @@ def betas_of(setting: Setting, table: Table, reasons: dict[str, str]) -> tuple[f
     )  # fmt: skip
     reasons["betas"] = f"{shown} = {why}"
     return out[0], out[1]
+
+
+def check_rate(name: str, law: Family, lr: float, told: float, unit: bool) -> None:
+    """Refuse a learning rate in log units that no relative optimiser can mean.
+
+    Args:
+        name: of the parameter.
+        law: family that trains it.
+        lr: what it gets.
+        told: the hyperparameter, in base units.
+        unit: whether the table is unit-scaled.
+
+    Raises:
+        PlanError: a step would move a weight by more than a factor e.
+    """
+    if law.relative and lr > 1:
+        raise PlanError(
+            f"{name}: {law.name}'s learning rate {show_number(lr)} is in log units, and over 1 a step moves a weight "
+            "by more than a factor e", key="hps.lr", value=told,
+            hint=f"at most {0.999 * told / lr:.3g} here; {law.defaults(unit)['lr']:g} is the default",
+        )  # fmt: skip
 
 
 def make_row(
@@ -134,13 +166,17 @@ def make_row(
     formats = casts.formats(info.module_path) if matrix else PLAIN
     if matrix:
         reasons["formats"] = casts.reason(info.module_path)
+    lr = number("lr", rule.lr.evaluate(hps, sizes))
+    law = family(table.optimizer)
+    check_rate(info.name, law, lr, hps["lr"], setting.table.unit)
+    sigma = number("sigma", hp("sigma").evaluate(hps, sizes)) if "sigma" in law.fields else None
     ones = dict.fromkeys(hps, 1.0)
     relative = Relative(*(getattr(rule, name).evaluate(ones, sizes).number for name in ("lr", "eps", "weight_decay")))
     return ParamRow(
         name=info.name, role=info.role, shape=info.shape, fan_in=info.fan_in, fan_out=info.fan_out, factors=factors,
-        init_std=init_std, init_value=init_value, lr=number("lr", rule.lr.evaluate(hps, sizes)),
+        init_std=init_std, init_value=init_value, lr=lr,
         eps=number("eps", rule.eps.evaluate(hps, sizes)),
         weight_decay=number("weight_decay", rule.weight_decay.evaluate(hps, sizes)),
         betas=betas_of(setting, table, reasons), formats=formats, reasons=reasons, optimizer=table.optimizer,
-        relative=relative,
+        relative=relative, sigma=sigma,
     )  # fmt: skip

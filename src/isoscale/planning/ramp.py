@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from isoscale._base.errors import PlanError
+from isoscale.planning.numbers import check_rate
 from isoscale.planning.rows import ParamRow, Relative
-from isoscale.rules import Monomial, Options, Table, by_name, names
+from isoscale.rules import Monomial, Options, Table, by_name, family, names
 from isoscale.rules.monomial import show_number
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ def moved_plan(plan: Plan, batch_tokens: int | None, tokens: int | None) -> Plan
 
     def moved(row: ParamRow) -> ParamRow:
         own = table if row.optimizer == table.optimizer or table.rest is None else table.rest
-        return _moved(row, own, sizes, (own.scaled_beta(betas[0], ratio), own.scaled_beta(betas[1], ratio)))
+        out = _moved(row, own, sizes, (own.scaled_beta(betas[0], ratio), own.scaled_beta(betas[1], ratio)))
+        check_rate(row.name, family(row.optimizer), out.lr, plan.hps["lr"], table.unit)
+        return out
 
     return replace(plan, rows=tuple(moved(row) for row in plan.rows), target=target, beta_ratio=ratio)
 

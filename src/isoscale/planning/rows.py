@@ -40,6 +40,8 @@ class ParamRow:
         own_init: whether the initial values are the model's own, scaled to `init_std` (constants: to `init_value`).
         own_std: standard deviation that the model itself gave these values, where it was known.
         hook: a multiplier on the weight that init and LR could not take, applied by a parametrization.
+        sigma: standard deviation of the noise on the log of the weight; None where the optimiser adds none. Where it
+            does, `lr` is in log units per step and `weight_decay` is the coefficient of the regulariser.
     """
 
     name: str
@@ -61,6 +63,7 @@ class ParamRow:
     own_init: bool = False
     own_std: float | None = None
     hook: float = 1.0
+    sigma: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reasons", MappingProxyType(dict(self.reasons)))

@@ -10,6 +10,7 @@ from isoscale.config.scale import Scale
 from isoscale.formats.recipes import RECIPES, LayerFormats
 from isoscale.planning.names import pattern
 from isoscale.planning.rows import ParamRow, SiteRow
+from isoscale.rules import family
 
 if TYPE_CHECKING:
     from isoscale.planning.plan import Plan
@@ -91,11 +92,18 @@ def show_plan(plan: Plan) -> str:
     if plan.base is not None:
         text.append(f"base: {_scale(plan.base)}")
     lines = []
+    sigma = any(row.sigma is not None for row in rows)
+    by = any(family(row.optimizer).relative for row in rows)  # two optimisers whose LR and decay differ in kind
+    head = ["parameter", "role", "shape", "fwd", "init", "lr", "decay", *["sigma"] * sigma, *["by"] * by]
     for name, row, count in _fold(rows, ("shape", "lr", "init_std", "init_value", "weight_decay", "eps")):
         shape = "x".join(str(extent) for extent in row.shape)
         lines.append([name + (f" ({count})" if count > 1 else ""), row.role, shape, _number(row.factors.forward),
-                      _init(row), _number(row.lr), _number(row.weight_decay)])  # fmt: skip
-    text.append(_fit(["parameter", "role", "shape", "fwd", "init", "lr", "decay"], lines))
+                      _init(row), _number(row.lr), _number(row.weight_decay), *[_number(row.sigma)] * sigma,
+                      *[row.optimizer] * by])  # fmt: skip
+    text.append(_fit(head, lines))
+    if sigma:
+        text.append(textwrap.fill("lr of lmd: alpha, in log units a step. Its decay: lambda; log-medians stay within "
+                                  "1 / lambda of the prior's centre and take 1 / (alpha x lambda) steps to it", 80))
     casts = _casts([row for row in rows if row.formats.casts])
     text += casts
     if casts and plan.recipe in RECIPES:

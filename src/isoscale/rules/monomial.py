@@ -81,6 +81,10 @@ class Monomial:
             {name: p * power for name, p in self.sizes.items()},
         )
 
+    def of_sizes(self) -> Monomial:
+        """Only how it moves with sizes: no coefficient, no hyperparameters."""
+        return Monomial(sizes=self.sizes)
+
     def formula(self) -> str:
         """The product in words, without numbers: `lr x fan_in^-1/2`."""
         parts = [] if self.coefficient == 1 and (self.hps or self.sizes) else [show_number(self.coefficient)]

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from isoscale._base.errors import PlanError, did_you_mean
 from isoscale.rules.complete import complete_d, completep, depth_mup
-from isoscale.rules.families import family
+from isoscale.rules.families import FAMILIES, family
 from isoscale.rules.monomial import ONE, Monomial, hp
 from isoscale.rules.mup import MUP, MUP_TABLE3, MUP_TABLE9
 from isoscale.rules.options import Options
@@ -59,10 +59,11 @@ def by_name(name: str, optimizer: str = "adamw", options: Options | None = None)
     options = options or Options()
     table = _MAKERS[name](options)
     kind = family(optimizer)
-    if table.unit and optimizer not in ("adamw", "lion"):
+    if table.unit and not kind.unit:
+        fit = ", ".join(one.name for one in FAMILIES.values() if one.unit)
         raise PlanError(
             f"{name} has no rules for the optimiser {optimizer!r}: its gradients carry unit-scaling factors",
-            key="optimizer", value=optimizer, hint="adamw or lion; or parametrisation='complete-d'",
+            key="optimizer", value=optimizer, hint=f"one of {fit}; or parametrisation='complete-d'",
         )  # fmt: skip
     return _without(kind.derive(table), options)
 
@@ -96,6 +97,7 @@ def _without(table: Table, options: Options) -> Table:
                 sites[kind] = replace(site, multiplier=replace(site.multiplier, sizes=_heads(site.multiplier.sizes)))
     return replace(
         table, roles=roles, run=run, sites=sites, stack_lr=ONE if "lr" in off else table.stack_lr,
+        stack_decay=ONE if "weight_decay" in off else table.stack_decay,
         stack_eps=ONE if "eps" in off else table.stack_eps, betas="constant" if "betas" in off else table.betas,
         rest=_without(table.rest, options) if table.rest is not None else None,
     )  # fmt: skip

@@ -5,7 +5,7 @@ Quantities follow the abc notation of Tensor Programs V: W = A w, w_0 ~ N(0, B^2
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
@@ -36,7 +36,7 @@ SITE_KINDS = (
 HP_DEFAULTS: Mapping[str, float] = MappingProxyType({
     "lr": 1.0, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "init_std": 0.02, "lr_embedding": 1.0,
     "alpha_emb": 1.0, "alpha_attn": 1.0, "alpha_ffn_act": 1.0, "alpha_res": 1.0, "alpha_res_attn_ratio": 1.0,
-    "alpha_out": 1.0, "alpha_loss": 1.0, "lr_rest": 1.0,
+    "alpha_out": 1.0, "alpha_loss": 1.0, "lr_rest": 1.0, "sigma": 0.05,
 })  # fmt: skip
 """Every hyperparameter that some table reads, in base units."""
 
@@ -102,7 +102,7 @@ class Table:
         source: paper and table.
         roles: role -> RoleRule.
         sites: site kind -> SiteRule.
-        stack_lr, stack_eps: extra factors for parameters inside the depth stack.
+        stack_lr, stack_eps, stack_decay: extra factors for parameters inside the depth stack.
         stack_grad: how the size of a gradient in the stack depends on depth.
         run: factors from batch and training length, for every parameter.
         betas: in which form they do.
@@ -113,6 +113,7 @@ class Table:
         needs_base: whether its rules hold ratios to a base.
         optimizer: the family that the LR column is for.
         rest: table of the parameters that this optimiser does not train (Muon trains matrices only).
+        dims: numbers of dimensions that it trains, where there is a rest.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Table:
     sites: Mapping[str, SiteRule]
     stack_lr: Monomial = ONE
     stack_eps: Monomial = ONE
+    stack_decay: Monomial = ONE
     stack_grad: Monomial = ONE
     run: RunRule = RunRule()
     betas: Literal["linear", "power", "constant"] = "constant"
@@ -131,6 +133,7 @@ class Table:
     needs_base: bool = False
     optimizer: str = "adamw"
     rest: Table | None = None
+    dims: range = range(64)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", MappingProxyType(dict(self.roles)))
@@ -149,6 +152,15 @@ class Table:
             )
         return self.roles[name]
 
+    def owner(self, role: str, dims: int) -> Table:
+        """The table that a parameter's rule is in: this one, or `rest` for what this optimiser does not train.
+
+        Args:
+            role: of the parameter.
+            dims: its number of dimensions.
+        """
+        return self if self.rest is None or (role in self.roles and dims in self.dims) else self.rest
+
     def with_role(self, name: str, **changes: object) -> Table:
         """A copy with some quantities of one role replaced (how an ablation is written)."""
         return replace(self, roles={**self.roles, name: replace(self.role(name), **changes)})  # type: ignore[arg-type]
@@ -165,7 +177,7 @@ class Table:
             rate, eps = rate * self.stack_lr, eps * self.stack_eps
         decay = rule.weight_decay
         if decay.coefficient != 0:
-            decay = decay * self.run.decay
+            decay = decay * self.run.decay * (self.stack_decay if in_stack else ONE)
             if self.independent_decay:
                 decay = hp("weight_decay") * self.run.step_decay / rate
         return replace(rule, lr=rate, eps=eps, weight_decay=decay)
@@ -173,6 +185,12 @@ class Table:
     def scaled_beta(self, beta: float, ratio: float) -> float:
         """See `scaled_beta`."""
         return scaled_beta(beta, ratio, self.betas)
+
+
+def each(table: Table, change: Callable[[RoleRule], RoleRule], name: str, **fields: object) -> Table:
+    """The table of another optimiser: `change` on every role, and other fields."""
+    roles = {role: change(rule) for role, rule in table.roles.items()}
+    return replace(table, roles=roles, optimizer=name, **fields)  # type: ignore[arg-type]
 
 
 def scaled_beta(beta: float, ratio: float, form: str) -> float:

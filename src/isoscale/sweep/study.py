@@ -23,7 +23,7 @@ from isoscale.sweep.store import RETRIES, open_study
 from isoscale.sweep.strategies import make
 from isoscale.train.data import load_corpus
 from isoscale.train.folder import check, claim, locked
-from isoscale.train.setup import meta_plan
+from isoscale.train.setup import meta_plan, resolved
 
 WATCH = 0.5  # seconds between looks
 # One thread a worker; and glibc keeps freed pages, which saves up to a fifth of a CPU step.
@@ -71,7 +71,7 @@ def sweep(
         IsoscaleError: a bad config, an unpayable budget, a folder of another sweep, workers that keep dying (with the
             last line of their log).
     """
-    out = Path(out).resolve()
+    out, config = Path(out).resolve(), resolved(config)
     check(out, config, resume=resume, kind="sweep")
     corpus = load_corpus(config.data.source, config.data.tokenizer, val_fraction=config.data.val_fraction,
                          cache=Path(config.data.cache) if config.data.cache else None,

@@ -28,14 +28,14 @@ from isoscale._base.rng import stream
 from isoscale.config import RunConfig
 from isoscale.formats.recipes import BF16, Recipe
 from isoscale.models import Decoder
-from isoscale.optim import lr_factor, make_optimizer
+from isoscale.optim import LMD, lr_factor, make_optimizer
 from isoscale.planning import Plan
 from isoscale.probe import first_bad
 from isoscale.rules import by_name
 from isoscale.train import checkpoint
 from isoscale.train.data import TokenStream, eval_batches, load_corpus
 from isoscale.train.folder import check, claim, locked, rewind
-from isoscale.train.setup import build, convert
+from isoscale.train.setup import build, convert, resolved
 from isoscale.train.state import Progress, load_optimizer, optimizer_tensors
 from isoscale.train.tokenizer import save_tokenizer
 
@@ -132,7 +132,7 @@ def train(
     Raises:
         IsoscaleError: bad data, a folder of another run, a full disk, a non-finite loss: each says what to do.
     """
-    out = Path(out)
+    out, config = Path(out), resolved(config)
     check(out, config, resume=resume)
     torch.set_num_threads(config.train.threads)
     device = pick_device(config.train.device)
@@ -142,7 +142,7 @@ def train(
                          seq_len=config.data.seq_len)  # fmt: skip
     model, plan = build(config, corpus.vocab, device)
     recipe = convert(config, model, plan)
-    optimizer = make_optimizer(plan, model)
+    optimizer = make_optimizer(plan, model, config.optim, config.seed)
     text = hashlib.sha256(f"{corpus.sha256} {corpus.tokenizer.to_json()}".encode()).hexdigest()
     with locked(out):  # everything that can be refused has been: the folder gets its first file here
         claim(out, config, resume=resume)
@@ -233,12 +233,17 @@ class _Run:
         """A checkpoint of this step; the rows up to it are on the disk first."""
         with open(self.metrics.path, "rb") as rows:
             os.fsync(rows.fileno())
-        checkpoint.save(
-            self.out, self.progress.step, model=self.model.state_dict(),
-            optimizer=optimizer_tensors(self.model, self.optimizer),
-            state={**self.progress.to_dict(), "recent": self.recent, "text": self.text}, plan=self.plan.to_json(),
-            keep=self.config.train.keep,
-        )  # fmt: skip
+        with self.mean():
+            checkpoint.save(
+                self.out, self.progress.step, model=self.model.state_dict(),
+                optimizer=optimizer_tensors(self.model, self.optimizer),
+                state={**self.progress.to_dict(), "recent": self.recent, "text": self.text}, plan=self.plan.to_json(),
+                keep=self.config.train.keep,
+            )  # fmt: skip
+
+    def mean(self) -> AbstractContextManager[None]:
+        """The weights to evaluate and to save: the mean, where the optimiser trains at samples of them."""
+        return self.optimizer.mean() if isinstance(self.optimizer, LMD) else nullcontext()
 
     def context(self) -> AbstractContextManager[Any]:
         """See `autocast`."""
@@ -260,6 +265,18 @@ class _Run:
         if self.loss_scale != 1:
             torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], self.loss_scale)
         return total / cfg.accumulate
+
+    def sampled_gradients(self, step: int) -> tuple[float, float]:
+        """`gradients`, clipped, at each of the optimiser's samples of the weights; the mean loss and norm."""
+        count = self.config.optim.samples
+        loss = norm = 0.0
+        for at in range(count):
+            if at and isinstance(self.optimizer, LMD):
+                self.optimizer.next_sample()
+            loss += self.gradients(step) / count
+            limit = self.plan.clip or float("inf")
+            norm += float(nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)) / count
+        return loss, norm
 
     def go(self, on_step: Callable[[Tick], None] | None) -> RunResult:
         """Steps until done; a checkpoint also on interruption, unless it hits while a step is half booked."""
@@ -287,8 +304,8 @@ class _Run:
                                    decay_share=cfg.decay_share)  # fmt: skip
                 for group, peak in zip(self.optimizer.param_groups, self.peaks):
                     group["lr"] = peak * factor
-                loss = self.gradients(step)
-                norm = float(nn.utils.clip_grad_norm_(self.parameters, self.plan.clip or float("inf"), foreach=True))
+                self.torn = self.config.optim.samples > 1  # between two samples the noise is ahead of the step
+                loss, norm = self.sampled_gradients(step)
                 self.torn = True
                 if abs(loss) < float("inf") and norm < float("inf"):
                     self.optimizer.step()
@@ -324,7 +341,8 @@ class _Run:
 
     def evaluate(self) -> float:
         """Validation loss and, where asked, the casts' clipped and flushed shares, as metric rows."""
-        loss = evaluate(self.model, self.step_model, self.val, self.context())
+        with self.mean():
+            loss = evaluate(self.model, self.step_model, self.val, self.context())
         self.metrics.append({"kind": "eval", "step": self.progress.step, "val_loss": loss})
         self.timing.append({"step": self.progress.step, "seconds": self.progress.seconds})
         if self.config.numerics.log_casts:
@@ -345,6 +363,9 @@ class _Run:
         cfg = self.config.train
         self.progress.skipped += 1
         self.progress.in_a_row += 1
+        if cfg.on_non_finite == "skip" and isinstance(self.optimizer, LMD):
+            self.optimizer.zero_grad()
+            self.optimizer.step()  # without gradients: forgets what earlier samples of this step gave
         if cfg.on_non_finite == "skip" and self.progress.in_a_row <= cfg.max_skips:
             return
         batch = self.micro(*self.sequences(step))

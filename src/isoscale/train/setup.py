@@ -10,7 +10,7 @@ from isoscale.config import RunConfig, Scale
 from isoscale.formats.recipes import Recipe, recipe_by_name
 from isoscale.models import Decoder, DecoderConfig
 from isoscale.planning import Plan, plan
-from isoscale.rules import by_name
+from isoscale.rules import by_name, family
 
 
 def decoder_config(config: RunConfig, vocab: int) -> DecoderConfig:
@@ -40,8 +40,16 @@ def convert(config: RunConfig, model: nn.Module, plan: Plan) -> Recipe:
     return recipe
 
 
+def resolved(config: RunConfig) -> RunConfig:
+    """The config with its optimiser's own defaults for the hyperparameters that nobody set."""
+    own = family(config.optim.name).defaults(by_name(config.rules.parametrisation).unit)
+    left = {f"hps.{name}": value for name, value in own.items() if name not in config.hps.model_fields_set}
+    return config.with_values(**left) if left else config
+
+
 def make_plan(config: RunConfig, model: nn.Module) -> Plan:
     """The plan of a config for its model (on any device, meta included)."""
+    config = resolved(config)
     rules, base, tokens = config.rules, config.base, config.train.batch * config.data.seq_len
     sequences = config.train.sequences_before(config.train.steps)
     base_tokens = (base.batch or config.train.batch) * config.data.seq_len
@@ -53,7 +61,7 @@ def make_plan(config: RunConfig, model: nn.Module) -> Plan:
         base=small if by_name(rules.parametrisation).needs_base and (base.width or base.depth) else None,
         target=Scale(batch_tokens=tokens, tokens=sequences * config.data.seq_len),
         hps=config.hps.model_dump(),
-        optimizer=config.train.optimizer,
+        optimizer=config.optim.name,
         alpha=rules.alpha, duration=rules.duration, duration_exponent=rules.duration_exponent,
         tau_exponent=rules.tau_exponent, betas=rules.betas, final_norm_eps=rules.final_norm_eps,
         axes=rules.axes, constant=rules.constant,

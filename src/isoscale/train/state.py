@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from isoscale._base.errors import CheckpointError
+from isoscale.optim import LMD
 from isoscale.planning import normalise
 
 
@@ -48,7 +49,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put saved state back, dtypes untouched.
+    """Put saved state back, dtypes untouched; LMD's parameters get the sample that it says they hold.
 
     Raises:
         CheckpointError: a tensor belongs to no parameter of the model.
@@ -59,5 +60,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
         if name not in parameters:
             raise CheckpointError("the checkpoint's optimiser state is of another model", key=name)
         parameter = parameters[name]
-        place = value if key == "step" else value.to(parameter.device)
+        place = value.to(parameter.device) if value.dim() else value  # counters stay on the CPU
         optimizer.state[parameter][key] = place.clone()
+    if isinstance(optimizer, LMD):
+        optimizer.redraw()
