@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from isoscale._base.errors import PlanError
+from isoscale.optim import LMD, Madam
 from isoscale.rules import Table, by_name, shift, size
 from isoscale.rules.monomial import Monomial
 
-HPS = {"lr": 0.03, "weight_decay": 0.3, "eps": 1e-3, "init_std": 0.5, "lr_embedding": 1.0, "alpha_out": 1.0,
+FACTORS = ("lmd", "madam")
+HPS = {"sigma": 0.1, "lr_rest": 1.0, "lr": 0.03, "weight_decay": 0.3, "eps": 1e-3, "init_std": 0.5, "lr_embedding": 1.0, "alpha_out": 1.0,
        "beta1": 0.9, "beta2": 0.95}  # fmt: skip
+MAKE: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
+    "adamw": lambda groups: torch.optim.AdamW(groups, betas=(0.9, 0.95)),
+    "sgd": torch.optim.SGD,
+    "lmd": lambda groups: LMD(groups, sigma=0.1),
+    "madam": lambda groups: Madam([{"params": group["params"], "lr": group["lr"]} for group in groups]),
+}
 FANS = {"hidden": (24, 16), "readout": (16, 3)}
 
 
 def trajectory(table: Table, optimizer: str = "adamw", steps: int = 25) -> list[torch.Tensor]:
     """Effective weights A w of both layers after every step of a two-layer net on fixed data."""
     draw = torch.Generator().manual_seed(0)
-    x = torch.randn(40, 24, generator=draw, dtype=torch.float64)
-    y = torch.randn(40, 3, generator=draw, dtype=torch.float64)
+    dtype = torch.float32 if optimizer == "lmd" else torch.float64  # its state is fp32
+    x = torch.randn(40, 24, generator=draw, dtype=dtype)
+    y = torch.randn(40, 3, generator=draw, dtype=dtype)
     weights, factors, groups = {}, {}, []
     for role, (fan_in, fan_out) in FANS.items():
         rule = table.resolved(role, in_stack=False)
         sizes = {"fan_in": fan_in, "fan_out": fan_out, "fan_in_ratio": 4.0}
         number = {name: getattr(rule, name).evaluate(HPS, sizes).number
                   for name in ("forward", "init", "lr", "eps", "weight_decay")}  # fmt: skip
-        noise = torch.randn(fan_out, fan_in, generator=draw, dtype=torch.float64)
+        noise = torch.randn(fan_out, fan_in, generator=draw, dtype=dtype)
         weights[role] = torch.nn.Parameter(noise * number["init"])
         factors[role] = number["forward"]
         group = {"params": [weights[role]], "lr": number["lr"], "weight_decay": number["weight_decay"]}
         groups.append({**group, "eps": number["eps"]} if optimizer == "adamw" else group)
-    made = torch.optim.AdamW(groups, betas=(0.9, 0.95)) if optimizer == "adamw" else torch.optim.SGD(groups)
+    made = MAKE[optimizer](groups)
     out = []
     for _ in range(steps):
         hidden = torch.tanh(x @ (factors["hidden"] * weights["hidden"]).t())
@@ -57,6 +68,20 @@ def test_a_shifted_table_follows_the_same_trajectory(name: str, role: str, optim
     moved = shift(table, role, size("fan_in", 1 / 2) * 3.0, optimizer)
     assert moved.role(role) != table.role(role)
     assert apart(trajectory(table, optimizer), trajectory(moved, optimizer)) < 1e-11
+
+
+@pytest.mark.parametrize("optimizer", FACTORS)
+@pytest.mark.parametrize("role", ["hidden", "readout"])
+@pytest.mark.parametrize("name", ["sp", "mup"])
+def test_where_steps_are_factors_a_shift_leaves_the_lr_alone(name: str, role: str, optimizer: str) -> None:
+    """Noise, b and prior are shares of the initial weights. In fp32 for LMD, so not to the last digit."""
+    table = by_name(name, optimizer)
+    theta = size("fan_in", 1 / 2) * 3.0
+    moved = shift(table, role, theta, optimizer)
+    assert (moved.role(role).lr, moved.role(role).weight_decay) == (table.role(role).lr, table.role(role).weight_decay)
+    assert apart(trajectory(table, optimizer), trajectory(moved, optimizer)) < 1e-5
+    as_adam = moved.with_role(role, lr=table.role(role).lr * theta)
+    assert apart(trajectory(table, optimizer), trajectory(as_adam, optimizer)) > 1e-2
 
 
 @pytest.mark.parametrize("forgotten", ["eps", "weight_decay", "lr", "init"])

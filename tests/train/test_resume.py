@@ -28,6 +28,12 @@ VARIANTS = {
     "mxfp4, BF16 finish, other rhythm": {"numerics.recipe": "mxfp4", "numerics.finish": 0.3, "train.eval_every": 3,
                                          "train.checkpoint_every": 2, "model.dropout": 0.1},
     "mxnorm": {"numerics.recipe": "mxfp8", "numerics.norm": "mxnorm", "model.norm": "trainable"},
+    "lmd": {"optim.name": "lmd", "train.accumulate": 2, "train.clip": 0.5},
+    "lmd, one vector, bf16": {"optim.name": "lmd", "optim.form": "hypentropy", "train.precision": "bf16"},
+    "lmd, 8 bits, mxfp6": {"optim.name": "lmd", "optim.state": "int8-log", "numerics.recipe": "mxfp6",
+                           "train.eval_every": 3, "train.checkpoint_every": 2},
+    "lmd, two samples": {"optim.name": "lmd", "optim.samples": 2, "optim.state": "bf16", "model.dropout": 0.1},
+    "madam": {"optim.name": "madam"},
     "loss scale, other rhythm": {"numerics.loss_scale": 8.0, "train.eval_every": 2, "train.checkpoint_every": 5},
 }
 
