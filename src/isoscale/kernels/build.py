@@ -26,7 +26,7 @@ from isoscale._base.cache import cache_folder
 from isoscale._base.errors import ConfigError, IsoscaleError
 from isoscale._base.files import atomic_dir, sha256, write_synced
 
-SOURCES = ("cast.cpp", "norm.cpp", "elements.h", "lanes.h", "norm_lines.h", "threads.h")
+SOURCES = ("cast.cpp", "norm.cpp", "lmd.cpp", "elements.h", "lanes.h", "norm_lines.h", "lmd_lanes.h", "threads.h")
 FLAGS = (
     "-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
