@@ -36,7 +36,7 @@ def test_mup_and_its_heirs_are_flat_over_width(quick, tmp_path, rule):
     assert not found.suspects
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["muon", "adafactor", "lmd", "madam", "lion"])
 def test_other_optimisers_follow_the_rule_too(quick, tmp_path, optimizer):
     assert run_check("isoscale", tmp_path, quick(optimizer=optimizer, **WIDE)).passes
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
 
 import isoscale as iso
-from isoscale.models import Decoder
+from isoscale.config import OptimSection
+from isoscale.models import Decoder, DecoderConfig
 from isoscale.planning import cost
 
 
@@ -46,3 +48,21 @@ def test_bits_come_from_the_formats(make: Callable[..., Decoder]) -> None:
     whole = told("mxfp8-bare").low_precision_share
     assert whole == pytest.approx(hidden / (hidden + head))
     assert told("mxfp6-forward").low_precision_share == pytest.approx(whole / 3)  # one matmul of three
+
+
+def test_lmds_state_is_counted_for_what_it_trains() -> None:
+    model = Decoder(DecoderConfig(width=64, depth=2, scaling="plain"))
+    plan = iso.plan(model, "sp", optimizer="lmd")
+    count = {kind: sum(math.prod(row.shape) for row in plan.rows if row.optimizer == kind) for kind in ("lmd", "adamw")}
+    for settings, state in ((OptimSection(name="lmd"), 16), (OptimSection(name="lmd", form="hypentropy"), 8),
+                            (OptimSection(name="lmd", form="hypentropy", state="int8-log"), 2)):  # fmt: skip
+        found = cost(plan.rows, width=64, depth=2, seq_len=8, lmd_bytes=settings.lmd_bytes)
+        assert found.state_bytes == 16 * count["adamw"] + (8 + state) * count["lmd"]
+        groups = [group for group in plan.param_groups(model) if group["optimizer"] == "lmd"]
+        made = iso.optim.LMD(groups, form=settings.form, state=settings.state)
+        for group in groups:
+            for p in group["params"]:
+                p.grad = torch.ones_like(p)
+        made.step()
+        held = sum(v.numel() * v.element_size() for s in made.state.values() for v in s.values() if v.dim() > 1)
+        assert held == state * count["lmd"]

@@ -87,7 +87,8 @@ class ManyErrors(IsoscaleError):
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
     """The choices closest in spelling to `name`, best first; empty when none is close."""
     lowered = {choice.lower(): choice for choice in choices}
-    return [lowered[hit] for hit in difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.5)]
+    hits = difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.5)
+    return [lowered[hit] for hit in sorted(hits, key=lambda hit: not hit.startswith(name.lower()))]  # adam: adamw first
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -117,8 +117,8 @@ def _norms(setup: Setup) -> list[float]:
 def _departures(view: View, law: str) -> Iterable[tuple[str, str, float, float]]:
     table = FAMILIES[law]() if law in FAMILIES else None
     for axis, entry in view.all():
-        ratio = entry.ratio("lr")
-        if table is None or not ratio or "muon" in (entry.big.optimizer or "").lower():
+        ratio, kind = entry.ratio("lr"), (entry.big.optimizer or "").lower()
+        if table is None or not ratio or "muon" in kind or kind in ("lmd", "madam"):  # they have laws of their own
             continue
         forms = entry.lr_forms(table)
         if all(abs(ratio / wanted - 1) > 1e-3 for wanted in forms):

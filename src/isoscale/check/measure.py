@@ -37,7 +37,8 @@ class _Record:
         self.start: dict[str, Seen] = capture(ready.model, ready.task, self.batch, ready.factors)
         self.acts: dict[str, Row] = {name: {"kind": seen.kind, "value": [], "change": []}
                                      for name, seen in self.start.items()}  # fmt: skip
-        adam = [group for group in ready.optimizer.param_groups if "betas" in group]  # others mean other things by eps
+        groups = ready.optimizer.param_groups
+        adam = [group for group in groups if "eps" in group and "betas" in group]  # others mean other things by eps
         eps = {p: float(group["eps"]) for group in adam for p in group["params"]}
         self.params: dict[str, Row] = {name: {"eps": eps.get(p, 0.0), "grad": [], "update": [], "change": 0.0}
                                        for name, p in self.names.items()}  # fmt: skip

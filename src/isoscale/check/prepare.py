@@ -88,7 +88,8 @@ def prepare(subject: Subject, settings: CheckSettings, width: int, depth: int, s
         told = getattr(model, "param_groups", None)
         return Ready(model, _bare(settings.optimizer, told(lr) if callable(told) else model.parameters(), lr), task)
     base = model if (width, depth) == settings.base else _fresh(subject, *settings.base, seed).model
-    said: dict[str, Any] = {"base": base, "hps": {"lr": lr}, "optimizer": settings.optimizer}
+    # LMD's noise, a share of every weight, would hide what a few steps change
+    said: dict[str, Any] = {"base": base, "hps": {"lr": lr, "sigma": 1e-4}, "optimizer": settings.optimizer}
     said["example"] = built.example if built.loss is None else _inputs(model, task)
     factors: dict[str, float] = {}
     with warnings.catch_warnings():

@@ -26,7 +26,8 @@ class CheckSettings:
         base_depth: likewise; the smallest depth if None.
         steps: optimiser steps of the coordinate check.
         seeds: runs of each size; each has its own init and its own order of the data.
-        lr: peak learning rate, in base units; None: 1e-3, or 0.25 under a unit-scaled rule.
+        lr: peak learning rate, in base units; None: the optimiser's own default (lmd, madam), else 1e-3, or 0.25 under
+            a unit-scaled rule.
         optimizer: a family of `isoscale.rules.FAMILIES`; without a rule `adamw` or `sgd`.
         data: text file or folder; None: the text that comes with isoscale.
         transfer: also sweep the LR at the smallest and the largest sizes.
@@ -78,7 +79,9 @@ class CheckSettings:
     @property
     def peak_lr(self) -> float:
         """The learning rate that is used."""
-        return self.lr if self.lr is not None else UNIT_LR if self.unit else PLAIN_LR
+        if self.lr is not None:
+            return self.lr
+        return FAMILIES[self.optimizer].defaults(self.unit).get("lr", UNIT_LR if self.unit else PLAIN_LR)
 
     @property
     def base(self) -> tuple[int, int]:

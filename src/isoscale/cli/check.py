@@ -157,7 +157,8 @@ def check(
     transfer: Annotated[bool, typer.Option("--transfer", help="Sweep the LR too (minutes).")] = False,
     transfer_steps: Annotated[int, typer.Option("--transfer-steps", min=10, help="Steps of its runs.")] = 200,
     lr: Annotated[float | None, typer.Option("--lr", help="LR in base units: 1e-3, or 0.25 if unit-scaled.")] = None,
-    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw, sgd, muon, muon-rms, adafactor.")] = "adamw",
+    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw, sgd, lion, muon, muon-rms, adafactor, "
+                                                 "madam, lmd.")] = "adamw",
     data: Annotated[str | None, typer.Option("--data", help="Text file or folder.", metavar="PATH")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder; finished runs in it are kept.",
                                       metavar="DIR")] = Path("runs/check"),

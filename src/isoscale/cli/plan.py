@@ -101,7 +101,8 @@ def plan(
         lines = [line for c in changes for line in describe(c)]
         emit(as_json, {"changes": [vars(c) for c in changes]}, "\n".join(lines) or "no difference")
         return
-    size = cost(made.rows, width=settings.model.width, depth=settings.model.depth, seq_len=settings.data.seq_len)
+    size = cost(made.rows, width=settings.model.width, depth=settings.model.depth, seq_len=settings.data.seq_len,
+                lmd_bytes=settings.optim.lmd_bytes)  # fmt: skip
     _show(made, size, settings, as_json)
 
 
@@ -109,7 +110,7 @@ def _show(made: Plan, size: Cost, settings: RunConfig, as_json: bool) -> None:
     """The plan and what a run of it costs."""
     tokens = settings.train.sequences_before(settings.train.steps) * settings.data.seq_len
     tail = (
-        f"parameters {size.parameters:,} ({_bytes(size.state_bytes)} with gradients and AdamW state, fp32)\n"
+        f"parameters {size.parameters:,} ({_bytes(size.state_bytes)} with gradients and the optimiser's state)\n"
         f"tokens {tokens:,}, training FLOPs {size.flops_per_token * tokens:.3g}"
         f", {size.low_precision_share:.0%} of the linear FLOPs below 16 bits,\n"
         f"{size.weight_bits:.3g} bits per matmul weight in the forward"

@@ -97,5 +97,5 @@ def model_plan(
     picked, experts = (getattr(told, name, None) for name in ("num_experts_per_tok", "num_local_experts"))
     share = picked / experts if picked and experts else 1.0
     size = planning.cost(made.rows, width=made.target.width or 0, depth=made.target.depth or 0,
-                         seq_len=config.data.seq_len, active=share)  # fmt: skip
+                         seq_len=config.data.seq_len, active=share, lmd_bytes=config.optim.lmd_bytes)  # fmt: skip
     return made, now, size

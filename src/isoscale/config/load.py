@@ -136,8 +136,8 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> IsoscaleErro
             allowed = item.get("ctx", {}).get("expected", "")
             hint = ""
             if item["type"] == "literal_error":
-                close = nearest(str(value), re.findall("'([^']*)'", allowed), 1)
-                hint = f"did you mean {close[0]}? one of {allowed}" if close else f"one of {allowed}"
+                close = nearest(str(value), re.findall("'([^']*)'", allowed))
+                hint = f"did you mean {close[0]!r}?" if close else f"one of {allowed}"
             found.append(ConfigError(text, key=key, value=value, place=place, hint=hint))
     if len(found) == 1:
         return found[0]

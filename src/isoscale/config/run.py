@@ -104,6 +104,11 @@ class OptimSection(Section):
     offset: Positive = Field(0.1, description="lmd: what both medians share at the start / rms of the weights")
     samples: Count = Field(1, description="lmd: Monte-Carlo samples of the weights per step")
 
+    @property
+    def lmd_bytes(self) -> int:
+        """LMD's state of one weight: a log-median and a momentum, once or twice."""
+        return {"split": 4, "hypentropy": 2}[self.form] * {"fp32": 4, "bf16": 2, "int8-log": 1}[self.state]
+
     @model_validator(mode="after")
     def _only_lmd(self) -> OptimSection:
         for key, field in type(self).model_fields.items():

@@ -19,7 +19,7 @@ class Cost:
         matmul_parameters: those that take part in a matmul (embeddings look up, they do not multiply).
         flops_per_token: forward + backward, 6 x matmul parameters + 6 x depth x width x seq_len (causal attention).
         weight_bytes: fp32 master weights.
-        state_bytes: weights + gradients + AdamW's two moments, fp32.
+        state_bytes: weights, gradients and the optimiser's state: AdamW's two moments, LMD's medians and momenta.
         low_precision_share: share of the linear FLOPs, forward and backward, whose two operands are cast below 16 bits.
         weight_bits: mean bits per weight value, shares of block scales included, as the forward's matmuls see it.
     """
@@ -43,7 +43,9 @@ def bits_per_value(name: str) -> float:
     return fmt.bits_per_value() if isinstance(fmt, BlockFormat) else float(fmt.bits)
 
 
-def cost(rows: Sequence[ParamRow], *, width: int, depth: int, seq_len: int, active: float = 1.0) -> Cost:
+def cost(
+    rows: Sequence[ParamRow], *, width: int, depth: int, seq_len: int, active: float = 1.0, lmd_bytes: int = 16
+) -> Cost:
     """The cost of a model by its rows; a tied embedding counts as a matmul too.
 
     Args:
@@ -52,6 +54,7 @@ def cost(rows: Sequence[ParamRow], *, width: int, depth: int, seq_len: int, acti
         depth: blocks.
         seq_len: tokens per sequence.
         active: share of the experts that a token goes through; experts are weights of three dimensions.
+        lmd_bytes: state of a weight that LMD trains: two medians and two momenta, fp32; less in its other forms.
     """
     count = {row.name: prod(row.shape) for row in rows}
     tied = not any(row.role == "readout" for row in rows)
@@ -71,7 +74,7 @@ def cost(rows: Sequence[ParamRow], *, width: int, depth: int, seq_len: int, acti
         matmul_parameters=linear,
         flops_per_token=6.0 * used + 6.0 * depth * width * seq_len,
         weight_bytes=4 * total,
-        state_bytes=16 * total,
+        state_bytes=sum(count[row.name] * (8 + (lmd_bytes if row.optimizer == "lmd" else 8)) for row in rows),
         low_precision_share=low / linear if linear else 0.0,
         weight_bits=bits / linear if linear else 0.0,
     )

@@ -102,8 +102,8 @@ def show_plan(plan: Plan) -> str:
                       *[row.optimizer] * by])  # fmt: skip
     text.append(_fit(head, lines))
     if sigma:
-        text.append(textwrap.fill("lr of lmd: alpha, in log units a step. Its decay: lambda; log-medians stay within "
-                                  "1 / lambda of the prior's centre and take 1 / (alpha x lambda) steps to it", 80))
+        text.append(textwrap.fill("lr of lmd is alpha, log units a step; its decay is lambda: log-medians stay within "
+                                  "1 / lambda of their centre, reached in 1 / (alpha x lambda) steps", 80))
     casts = _casts([row for row in rows if row.formats.casts])
     text += casts
     if casts and plan.recipe in RECIPES:
