@@ -43,12 +43,13 @@ _NAMES = {
     "plan": "isoscale.planning",
     "train": "isoscale.train",
 }
-_FOLDERS = ("check", "config", "formats", "models", "nn", "numerics", "optim", "planning", "presets", "probe", "report", "rules",
-            "scalify", "sweep")  # fmt: skip
+_FOLDERS = ("check", "config", "formats", "models", "nn", "numerics", "optim", "planning", "presets", "probe", "report",
+            "rules", "scalify", "sweep")  # fmt: skip
 
 __all__ = [
     "IsoscaleError", "Plan", "RunConfig", "RunResult", "Scale", "check", "config", "export", "formats", "infer_roles",
-    "models", "nn", "numerics", "optim", "plan", "planning", "presets", "probe", "report", "rules", "scalify", "sweep", "train",
+    "models", "nn", "numerics", "optim", "plan", "planning", "presets", "probe", "report", "rules", "scalify", "sweep",
+    "train",
 ]  # fmt: skip
 
 

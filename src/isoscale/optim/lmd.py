@@ -34,7 +34,9 @@ from torch import Tensor
 from isoscale._base.errors import ConfigError, did_you_mean
 from isoscale.kernels.lmd import Draw, gradients, read_log
 from isoscale.kernels.normals import indices
-from isoscale.optim.lmd_backend import KERNELS, all_finite, sample, step
+from isoscale.optim.lmd_adamw import DEFAULTS as AUX
+from isoscale.optim.lmd_adamw import adamw_state, adamw_step
+from isoscale.optim.lmd_backend import KERNELS, finite, sample, step
 from isoscale.optim.lmd_state import (
     check_group,
     check_lr,
@@ -50,8 +52,7 @@ from isoscale.optim.lmd_state import (
     spec_of,
 )
 
-AUX = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
-_OWN = ("aux", "samples", "route", "kernel", "skipped")
+_OWN = ("aux", "samples", "route", "kernel", "_skipped")
 Route = Callable[[str, Tensor], bool]
 
 
@@ -70,7 +71,7 @@ class LMD(torch.optim.Optimizer):
             `exponential`; all centred at b.
         form: `split`, LMD's two medians, or `hypentropy`, one vector; see the module.
         state: `fp32`; `bf16` (momenta in bfloat16, log-medians in 16-bit fixed point); `int8-log` (both in 8 bits).
-        aux: settings of the AdamW groups: lr, betas, eps, weight_decay, and what else `torch.optim.AdamW` takes.
+        aux: settings of the AdamW groups: lr, betas, eps, weight_decay, foreach, fused.
         momentum: `state`, or the momenta's storage: `fp32`, `bf16`, `log8`.
         offset: b / rms of the initial weights. Too large and noise is set by what the medians share; too small and
             signs hardly flip.
@@ -97,14 +98,11 @@ class LMD(torch.optim.Optimizer):
             raise ConfigError("unknown kernel", key="kernel", value=kernel, hint=did_you_mean(kernel, KERNELS))
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
             raise ConfigError("samples is a whole number from 1 on", key="samples", value=samples, hint="1")
-        known = set(torch.optim.AdamW([torch.zeros(1)]).defaults)
         for key in aux or {}:
-            if key not in known:
-                hint = did_you_mean(key, sorted(known))
-                raise ConfigError("AdamW takes no such setting", key=f"aux.{key}", hint=hint)
+            if key not in AUX:
+                raise ConfigError("no such setting of AdamW here", key=f"aux.{key}", hint=did_you_mean(key, AUX))
         self.aux, self.samples, self.route, self.kernel = {**AUX, **(aux or {})}, samples, route, kernel
-        self.skipped = 0
-        """Steps left out for a gradient that was not finite."""
+        self._skipped = torch.tensor(0)
         self._shown = ""
         self._fresh = 0
         self._sums: dict[Tensor, list[Tensor]] = {}
@@ -154,7 +152,7 @@ class LMD(torch.optim.Optimizer):
             raise ConfigError(f"AdamW has no {foreign[0]}", key=foreign[0], hint="weight_decay")
         keep = self.defaults
         # torch fills a group from `defaults`, and an AdamW group has others
-        self.defaults = keep if lmd else {**torch.optim.AdamW([torch.zeros(1)]).defaults, **self.aux}
+        self.defaults = keep if lmd else self.aux
         try:
             super().add_param_group(group)
         finally:
@@ -201,21 +199,32 @@ class LMD(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["optimizer"] == "lmd" and not torch.compiler.is_compiling():
                 check_lr(group["lr"])
-        held = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        for p in held:
-            if p.grad.layout != torch.strided:
-                raise ConfigError("LMD takes dense gradients", key="grad", value=str(p.grad.layout),
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for g in gradients:
+            if g.layout != torch.strided:
+                raise ConfigError("LMD takes dense gradients", key="grad", value=str(g.layout),
                                   hint="nn.Embedding(sparse=False)")  # fmt: skip
-        if not all_finite([p.grad for p in held]):
-            self.skipped += 1
-            self._sums, self._summed = {}, 0
-            return loss
-        for number, group, at, p in self._each():
-            if p.grad is not None:
-                self._move(number, group, at, p)
-        self._aux_step()
+        ok = finite(gradients) if gradients else True
+        if isinstance(ok, Tensor):
+            self._skipped += ~ok
+        if ok is False:
+            self._skipped += 1
+        else:
+            if not torch.compiler.is_compiling():
+                self._prepare(_has_gradient)
+            elif any(not self.state.get(p) for group in self.param_groups for p in group["params"] if _has_gradient(p)):
+                self._prepare_eagerly()
+            for number, group, _, p in self._each():
+                if p.grad is not None and self.state.get(p):
+                    self._move(number, group, p, ok if isinstance(ok, Tensor) else None)
+            self._aux_step(ok if isinstance(ok, Tensor) else None)
         self._sums, self._summed = {}, 0
         return loss
+
+    @property
+    def skipped(self) -> int:
+        """Steps left out for a gradient that was not finite."""
+        return int(self._skipped)
 
     def _evaluate(self, closure: Callable[[], Any]) -> Any:
         total = None
@@ -227,26 +236,29 @@ class LMD(torch.optim.Optimizer):
                 self.next_sample()
         return total if self.samples == 1 or total is None else total / self.samples
 
-    def _state(self, number: int, group: Mapping[str, Any], at: int, p: Tensor) -> dict[str, Tensor] | None:
-        """The parameter's state, made when first needed; None while its gradient is all zero and a range is due."""
-        state: dict[str, Tensor] = self.state[p]
-        if not state:
-            made = new_state(p, group, self._name(group, at), number)
-            if made is None:
-                del self.state[p]
-                return None
-            state.update(made)
-        return state
+    def _prepare(self, wanted: Callable[[Tensor], bool]) -> None:
+        """State for what has none yet; left out while a gradient is all zero and an 8-bit momentum wants its range."""
+        for number, group, at, p in self._each():
+            if wanted(p) and not self.state.get(p):
+                made = new_state(p, group, self._name(group, at), number)
+                if made is not None:
+                    self.state[p].update(made)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if group["optimizer"] == "adamw" and p.grad is not None and not self.state.get(p):
+                    self.state[p].update(adamw_state(p, group))
 
-    def _move(self, number: int, group: dict[str, Any], at: int, p: Tensor) -> None:
-        state = self._state(number, group, at, p)
-        if state is None:
-            return
-        spec = spec_of(group)
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _prepare_eagerly(self) -> None:
+        self._prepare(_has_gradient)
+
+    def _move(self, number: int, group: dict[str, Any], p: Tensor, ok: Tensor | None) -> None:
+        """Update and next sample of one parameter; where `ok` is false only the sample is new."""
+        state, spec = self.state[p], spec_of(group)
         numbers = numbers_of(group, state, number, place_of(p), captured=torch.compiler.is_compiling())
         keys = names(spec)
         medians, momenta = (tuple(local(state[key]) for key in all_) for all_ in (keys, map(momentum_of, keys)))
-        given: tuple[Tensor, ...] = (_gradient(p),)
+        given: tuple[Tensor, ...] = (_gradient(p) if ok is None else torch.where(ok, _gradient(p), 0),)
         if p in self._sums:
             logs = tuple(read_log(a) for a in medians)
             index = indices(given[0].shape, numbers.place, given[0].device)
@@ -257,17 +269,14 @@ class LMD(torch.optim.Optimizer):
         state["draws"] += 1
         state["noise"].fill_(group["sigma"])
 
-    def _aux_step(self) -> None:
-        groups = [group for group in self.param_groups if group["optimizer"] == "adamw"]
-        if not any(p.grad is not None for group in groups for p in group["params"]):
-            return
-        for group in groups:
-            for p in group["params"]:
-                if p in self._sums:
-                    p.grad.add_(self._sums[p][0]).div_(self._summed + 1)
-        adamw = torch.optim.AdamW([torch.zeros(1)])
-        adamw.param_groups, adamw.state = groups, self.state
-        adamw.step()
+    def _aux_step(self, ok: Tensor | None) -> None:
+        for group in self.param_groups:
+            if group["optimizer"] == "adamw" and any(p.grad is not None for p in group["params"]):
+                gradients = [p.grad for p in group["params"]]
+                if self._summed:
+                    gradients = [g if g is None else (self._sums[p][0] + g) / (self._summed + 1) if p in self._sums
+                                 else g for p, g in zip(group["params"], gradients)]  # fmt: skip
+                adamw_step(group, self.state, gradients, ok)
 
     @torch.no_grad()
     def next_sample(self) -> None:
@@ -277,9 +286,10 @@ class LMD(torch.optim.Optimizer):
             ConfigError: inside `mean()` or `sampled()`.
         """
         self._training("next_sample()")
-        for number, group, at, p in self._each():
-            state = self._state(number, group, at, p) if p.grad is not None else None
-            if state is None:
+        self._prepare(_has_gradient)
+        for number, group, _, p in self._each():
+            state = self.state.get(p)
+            if p.grad is None or not state:
                 continue
             spec, piece = spec_of(group), local(p)
             numbers = numbers_of(group, state, number, place_of(p))
@@ -327,9 +337,7 @@ class LMD(torch.optim.Optimizer):
             ConfigError: inside another such context; a matrix of zeros.
         """
         self._training("sampled()")
-        for number, group, at, p in self._each():
-            if p.requires_grad:
-                self._state(number, group, at, p)
+        self._prepare(lambda p: p.requires_grad)
         which, self._fresh = self._fresh, self._fresh + 1
 
         def draw(group: Mapping[str, Any], number: int, state: Mapping[str, Tensor]) -> Draw:
@@ -383,6 +391,10 @@ class LMD(torch.optim.Optimizer):
                 for name, value in state_dict["state"][key].items():
                     self.state[p][name] = value.detach().to(p.device if value.dim() else "cpu", copy=True)
         self.redraw()
+
+
+def _has_gradient(p: Tensor) -> bool:
+    return p.grad is not None
 
 
 def _gradient(p: Tensor) -> Tensor:
