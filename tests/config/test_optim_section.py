@@ -39,7 +39,7 @@ def test_settings_that_mean_nothing_are_refused(tree, key):
 
 def test_what_nobody_set_is_the_optimisers_own_and_what_somebody_set_stays():
     config = RunConfig().with_values(**{"optim.name": "lmd"})
-    assert resolved(config).hps.lr == 0.16  # unit-scaled
+    assert resolved(config).hps.lr == 0.08  # unit-scaled
     plain = config.with_values(**{"rules.parametrisation": "sp", "hps.beta2": 0.95})
     assert resolved(plain).hps.model_dump() == {
         **HP_DEFAULTS, "lr": 0.02, "weight_decay": 0.1, "lr_rest": 0.15, "beta2": 0.95,

@@ -34,7 +34,7 @@ def test_what_the_user_leaves_out_is_lmds() -> None:
     assert iso.plan(decoder(32), "complete-d", base=iso.Scale(width=32, depth=2)).hps["lr"] == 1.0  # AdamW's as before
     unit = iso.plan(Decoder(DecoderConfig(width=64, depth=1)), "u-mup", optimizer="lmd")
     row = unit.row("blocks.0.attn.qkv.weight")
-    assert (row.lr, row.weight_decay) == pytest.approx((0.02, 0.1))  # the same numbers at fan-in 64 and one block
+    assert (row.lr, row.weight_decay) == pytest.approx((0.01, 0.2))  # at fan-in 64 and one block
 
 
 def test_groups_go_into_lmd_as_they_are_and_update_moves_them() -> None:

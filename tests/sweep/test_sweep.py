@@ -166,6 +166,7 @@ def test_independent_runs_on_a_pool(tiny, tmp_path):
     assert (seen[-1].runs_done, seen[-1].runs) == (2, 2)
 
 
+@pytest.mark.slow
 def test_a_sweep_over_lmds_three(tiny, tmp_path):
     """Learning rate, then noise and pull at the best of it; what is not swept is LMD's own default in every trial."""
     space = {"lr": (0.05, 0.2), "sigma": (0.02, 0.5), "weight_decay": (0.003, 0.1)}
@@ -177,7 +178,7 @@ def test_a_sweep_over_lmds_three(tiny, tmp_path):
     assert len({trial.loss for trial in result.trials}) == len(result.trials)
     for trial in result.trials:
         plan = json.loads((result.out / "trials" / trial.id / "plan.json").read_text())
-        assert plan["hps"] == {**plan["hps"], "lr_rest": 6.0, "beta2": 0.99, **trial.point}
+        assert plan["hps"] == {**plan["hps"], "lr_rest": 12.0, "beta2": 0.99, **trial.point}
     alone = train(config.with_values(**{f"hps.{name}": value for name, value in result.best.items()}), tmp_path / "alone")
     assert alone.val_loss == result.loss
     with pytest.raises(IsoscaleError, match="by more than a factor e"):  # the default grid is AdamW's

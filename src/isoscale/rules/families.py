@@ -34,7 +34,7 @@ class Family:
         fields: keys that its parameter groups take besides lr.
         derive: Adam's table -> this family's.
         hps: hyperparameters whose default is not the common one (`HP_DEFAULTS`).
-        unit_hps: the same for unit-scaled tables, whose rules are absolute: about what `hps` is at fan-in 64.
+        unit_hps: the same for unit-scaled tables, whose rules are absolute.
         unit: whether it takes unit-scaled tables, whose gradients carry factors: those whose update does not see them.
         relative: whether a step multiplies weights, so that its LR is in log units: one over 1 is refused, and a tensor
             that starts at zero is left to the rest.
@@ -109,7 +109,8 @@ def _muon(name: str, left: Monomial) -> Callable[[Table], Table]:
 _ADAM = ("weight_decay", "betas", "eps")
 _SGD = ("weight_decay", "momentum")
 _LMD_HPS = {"lr": 0.02, "beta2": 0.99, "weight_decay": 0.1, "lr_rest": 0.15}
-_LMD_UNIT = {"lr": 0.16, "weight_decay": 0.0125, "lr_rest": 6.0}
+# half of that at fan-in 64: the readout's alpha is lr itself there, and twice this lr was unstable in short runs
+_LMD_UNIT = {"lr": 0.08, "weight_decay": 0.025, "lr_rest": 12.0}
 
 FAMILIES: Mapping[str, Family] = MappingProxyType({
     family.name: family
