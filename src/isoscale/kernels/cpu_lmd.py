@@ -1,4 +1,4 @@
-"""A step of log-normal multiplicative dynamics on a CPU: `lmd.step` and `lmd.sample`, compiled, in one pass over memory.
+"""A step of log-normal multiplicative dynamics on a CPU: `lmd.step` and `lmd.sample`, compiled, one pass over memory.
 
 The words and normals are those of `normals`, to the bit, and so are random bits of grids. An exponential is 2^y of a
 fused product y, within 2 ulp, so that p = exp(a + n z + ...) has a relative error of at most
@@ -35,6 +35,7 @@ FLOATS = (torch.float32, torch.bfloat16)
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int16: 2, torch.int8: 3}
 _LOG2E = 1 / math.log(2)
 _WIDEST = 126  # log2 of momenta
+_REACH = 50.0  # |ln| of what is added to a log
 
 
 class _Draw(ctypes.Structure):
@@ -52,12 +53,13 @@ class _Lmd(ctypes.Structure):
         *((name, ctypes.c_void_p * 2) for name in ("medians", "momenta", "given")), ("out", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("n", "start", "inner", "stride")),
         *((name, ctypes.c_float) for name in (
-            "alpha", "decay", "beta1", "rest1", "beta2", "rest2", "low", "high", "lift", "rate", "cell", "top", "range",
-            "shrink",
+            "alpha", "pulled", "beta1", "rest1", "beta2", "rest2", "low", "high", "lift", "rate", "cell", "top",
+            "range", "shrink",
         )),
         ("now", _Draw), ("next", _Draw), ("rounding", ctypes.c_uint32 * 4),
         *((name, ctypes.c_int32) for name in (
-            "hyper", "rule", "median", "momentum", "grad", "weight", "raw", "single", "direct", "step", "threads",
+            "hyper", "rule", "median", "momentum", "grad", "weight", "raw", "single", "direct", "step", "tame",
+            "threads",
         )),
     )  # fmt: skip
 
@@ -120,7 +122,18 @@ def _draw(spec: Spec, draw: Draw, centre: float) -> _Draw:
         offset = (draw.lift + centre) * _LOG2E
         return _Draw(noise=draw.sigma * _LOG2E * UNIT, offset=offset, scale=1.0, spread=0.0, keys=_keys(draw.keys))
     scale, spread = factors(Draw(float(draw.sigma), float(draw.lift), ()))
-    return _Draw(noise=0.0, offset=centre * _LOG2E, scale=scale, spread=spread * UNIT, keys=_keys(draw.keys))
+    size = math.exp(centre)
+    return _Draw(noise=0.0, offset=0.0, scale=scale * size, spread=spread * size * UNIT, keys=_keys(draw.keys))
+
+
+def _tame(spec: Spec, numbers: Numbers) -> bool:
+    """Whether the kernel need not look: no turn is longer than 1 for logs within LOW to HIGH (and of others no result
+    depends on it), and no part is beyond the range of float32."""
+    if spec.raw or spec.regulariser != "log-normal":
+        return False
+    draws = (numbers.now, numbers.next)
+    reach = max(abs(float(numbers.centre + draw.lift)) + 5 * float(draw.sigma) for draw in draws)
+    return float(numbers.alpha) * (1 - LOW * abs(float(numbers.decay))) <= 1 and reach <= _REACH
 
 
 def _common(spec: Spec, numbers: Numbers, medians: Sequence[Tensor], out: Tensor) -> _Lmd:
@@ -132,7 +145,7 @@ def _common(spec: Spec, numbers: Numbers, medians: Sequence[Tensor], out: Tensor
         out=out.data_ptr(), n=out.numel(), start=numbers.place.start, inner=max(numbers.place.inner, 1),
         stride=numbers.place.stride, cell=cell, top=top, hyper=spec.form == "hypentropy",
         median=_TYPES[MEDIANS[spec.medians]], weight=_TYPES[out.dtype], threads=torch.get_num_threads(),
-        next=_draw(spec, numbers.next, float(numbers.centre)),
+        tame=_tame(spec, numbers), next=_draw(spec, numbers.next, float(numbers.centre)),
     )  # fmt: skip
     for i, stored in enumerate(medians):
         job.medians[i] = stored.data_ptr()
@@ -160,7 +173,8 @@ def step(
     job = _common(spec, numbers, medians, out)
     alpha, beta1, beta2, sigma = (float(x) for x in (numbers.alpha, numbers.beta1, numbers.beta2, numbers.sigma))
     twice = spec.regulariser == "half-normal"
-    job.alpha, job.decay, job.range = alpha, float(numbers.decay), float(numbers.range)
+    decay, job.range = float(numbers.decay), float(numbers.range)
+    job.alpha, job.pulled = alpha, alpha * decay
     job.beta1, job.rest1, job.beta2, job.rest2 = beta1, 1 - beta1, beta2, 1 - beta2
     job.low, job.high = LOW if spec.form == "split" else -HIGH, HIGH
     job.lift, job.rate = sigma**2 * (2 if twice else 0.5) * _LOG2E, (2 if twice else 1) * _LOG2E

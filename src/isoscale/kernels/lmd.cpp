@@ -1,11 +1,13 @@
-// A step of log-normal multiplicative dynamics, and its next weights, in one pass over memory; `lmd.py` is the definition.
+// A step of log-normal multiplicative dynamics and its next weights, in one pass over memory; `lmd.py` defines it.
 //
-// How: a register's worth of weights at a time goes through everything: the sample that the gradient was taken at is made
-// again from the index (nothing random is stored), the medians move, the next sample is made and the weights are written.
+// How: a block of weights goes through short stages (noise, gradients, moves, noise, weights), each a loop over
+// registers without a dependence from one to the next, on what lies in the innermost cache. Nothing random is stored:
+// the noise that the gradient was taken with is made again from the index. While noise is made memory has nothing to
+// do, so what the next block reads is fetched then.
 // All forms are one text. What a run is made of (form, regulariser, storage) is a branch that always goes the same way,
 // which hides behind the arithmetic; in the common runs those words are constants.
-// Exponentials are powers of two of one fused product: log2(e) is in the factors. What is lost: exponentials within 2 ulp
-// of that product, not the bits of torch's.
+// What is lost: exponentials are powers of two within 2 ulp of one fused product, not the bits of torch's; and where t
+// is exactly 0 the sign is +.
 
 #include "lmd_lanes.h"
 #include "threads.h"
@@ -23,18 +25,22 @@ extern "C" struct Lmd {
   const void* given[2];
   void* out;
   i64 n, start, inner, stride;
-  float alpha, decay, beta1, rest1, beta2, rest2, low, high, lift, rate, cell, top, range, shrink;
+  float alpha, pulled, beta1, rest1, beta2, rest2, low, high, lift, rate, cell, top, range, shrink;
   LmdDraw now, next;
   u32 rounding[2][2];
-  i32 hyper, rule, median, momentum, grad, weight, raw, single, direct, step, threads;
+  i32 hyper, rule, median, momentum, grad, weight, raw, single, direct, step, tame, threads;
 };
 
-struct Arrays { char *a[2], *v[2], *g[2], *out; };
-static const int BLOCK = 256;  // elements whose noise is made at once
+static const int BLOCK = 256;  // elements that go through a stage at once
 static const i64 UNIT_OF_WORK = 1024;
-struct Noise { float now[2][BLOCK], next[2][BLOCK]; u32 rounding[2][BLOCK]; };
+struct Arrays { char *a[2], *v[2], *g[2], *out; };
+struct alignas(64) Room {  // of a block
+  float z[2][BLOCK];  // bells, then u, then bells of the next sample: what is in the innermost cache is read there
+  u32 rounding[2][BLOCK];
+  float logs[2][BLOCK];  // of medians on a grid; others are read where they lie
+};
 
-// What a run is made of: constants where COMMON (fp32 medians, log-normal pull, signs, two betas, gradients at the sample).
+// What a run is made of: constants where COMMON (fp32 medians, log-normal pull, signs, two betas, gradients g).
 template <bool COMMON, bool HYPER, int MOMENTUM, int FLOAT> struct Kind {
   const Lmd& j;
   INLINE bool hyper() const { return HYPER; }
@@ -46,35 +52,56 @@ template <bool COMMON, bool HYPER, int MOMENTUM, int FLOAT> struct Kind {
   INLINE bool raw() const { return COMMON ? false : j.raw; }
   INLINE bool single() const { return COMMON ? false : j.single; }
   INLINE bool direct() const { return COMMON ? false : j.direct; }
+  INLINE bool tame() const { return COMMON ? true : j.tame; }
+  INLINE F power_of(F y) const { return tame() ? tame_power(y) : power(y); }
   INLINE bool step() const { return COMMON ? true : j.step; }
 };
 
 // ---- samples
 
-static INLINE F part(const LmdDraw& d, F a, const float* z) {  // p+ or p- of the split
-  F y = fma(a, all(LOG2E), all(d.offset));
-  return power(d.noise == 0.f ? y : fma(load<F>(z), all(d.noise), y));
+template <class K> static INLINE F part(const K& k, const LmdDraw& d, const float* a, const float* z) {  // p+ or p-
+  F y = fma(load<F>(a), all(LOG2E), all(d.offset));
+  return k.power_of(d.noise == 0.f ? y : fma(load<F>(z), all(d.noise), y));
 }
-struct Hyper { F net, gross, square; };
-static INLINE Hyper hyper(const LmdDraw& d, F theta) {
-  F up = power(fma(theta, all(LOG2E), all(d.offset))), down = power(fma(theta, all(-LOG2E), all(d.offset)));
-  return {up - down, up + down, larger(fma(up, up, down * down), all(0x1p-120f))};
+struct Hyper { F net, gross, square; };  // m+ - m-, m+ + m- and m+^2 + m-^2, over b: m+ m- is b^2
+static INLINE Hyper hyper(const float* theta) {
+  Pair m = powers(load<F>(theta) * LOG2E);
+  F net = m.up - m.down;
+  return {net, m.up + m.down, fma(net, net, all(2.f))};
 }
-template <class K> static INLINE F weights(const K& k, const LmdDraw& d, const F* a, const float* z) {
-  if (!k.hyper()) return part(d, a[0], z) - part(d, a[1], z + BLOCK);
-  Hyper h = hyper(d, a[0]);
-  F w = h.net * d.scale;
-  return d.spread == 0.f ? w : fma(h.square * back_root(h.square) * d.spread, load<F>(z), w);
-}
-template <class K> static INLINE void gradients(const K& k, const LmdDraw& d, const F* a, F g, const float* z, F* u) {
-  if (!k.hyper()) {
-    u[0] = g * part(d, a[0], z), u[1] = -(g * part(d, a[1], z + BLOCK));
-    return;
+
+template <class K> static INLINE void gradients(const K& k, const Arrays& p, i64 i, int n, float* const* a, Room& r) {
+  const LmdDraw& d = k.j.now;
+  for (int l = 0; l < n; l += WIDTH) {
+    F g = read(p.g[0], i + l, k.grad());
+    if (k.direct()) {
+      store(r.z[0] + l, g);
+      if (!k.hyper()) store(r.z[1] + l, read(p.g[1], i + l, k.grad()));
+    } else if (!k.hyper()) {
+      store(r.z[0] + l, g * part(k, d, a[0] + l, r.z[0] + l));
+      store(r.z[1] + l, -g * part(k, d, a[1] + l, r.z[1] + l));
+    } else {
+      Hyper h = hyper(a[0] + l);
+      F slope = all(d.scale);
+      if (d.spread != 0.f) slope = fma(back_root(h.square) * d.spread * h.net, load<F>(r.z[0] + l), slope);
+      store(r.z[0] + l, g * h.gross * slope);
+    }
   }
-  Hyper h = hyper(d, a[0]);
-  F slope = all(d.scale);
-  if (d.spread != 0.f) slope = fma(h.net * back_root(h.square) * d.spread, load<F>(z), slope);
-  u[0] = g * h.gross * slope;
+}
+template <class K>
+static INLINE void weights(const K& k, const Arrays& p, i64 i, int n, float* const* a, const Room& r) {
+  const LmdDraw& d = k.j.next;
+  for (int l = 0; l < n; l += WIDTH) {
+    F w;
+    if (!k.hyper()) {
+      w = part(k, d, a[0] + l, r.z[0] + l) - part(k, d, a[1] + l, r.z[1] + l);
+    } else {
+      Hyper h = hyper(a[0] + l);
+      w = h.net * d.scale;
+      if (d.spread != 0.f) w = fma(root(h.square) * d.spread, load<F>(r.z[0] + l), w);
+    }
+    write(p.out, i + l, k.weight(), w);
+  }
 }
 
 // ---- the update
@@ -95,7 +122,8 @@ static INLINE F momentum_of(const Lmd& j, F code) {
 static INLINE F momentum_code(const Lmd& j, F v, F u) {  // between two neighbours by chance, without bias
   F x = larger((F)((U)v & 0x7fffffffu) * j.shrink, all(TINY));
   F m = (F)(((U)x & 0x007fffffu) | 0x3f800000u), factor = all(1.f), quarter = F{};
-  const float at[3] = {0x1.306fep0f, 0x1.6a09e6p0f, 0x1.ae89fap0f}, under[3] = {0x1.ae89fap-1f, 0x1.6a09e6p-1f, 0x1.306fep-1f};
+  const float at[3] = {0x1.306fep0f, 0x1.6a09e6p0f, 0x1.ae89fap0f};  // 2^(1/4), 2^(2/4), 2^(3/4)
+  const float under[3] = {0x1.ae89fap-1f, 0x1.6a09e6p-1f, 0x1.306fep-1f};
   for (int q = 0; q < 3; q++) {
     I above = m >= at[q];
     factor = pick(above, all(under[q]), factor), quarter = pick(above, all(q + 1.f), quarter);
@@ -107,68 +135,47 @@ static INLINE F momentum_code(const Lmd& j, F v, F u) {  // between two neighbou
   return (F)((U)code | ((U)v & 0x80000000u));
 }
 
-template <class K> static INLINE F moved(const K& k, const Arrays& p, i64 i, int side, F a, F u, const u32* rounding) {
+template <class K>
+static INLINE void moves(const K& k, const Arrays& p, i64 i, int n, int side, float* a, const Room& r) {
   const Lmd& j = k.j;
-  F stored = read(p.v[side], i, k.momentum()), v = stored;
-  if (k.momentum() == ON_GRID8) v = momentum_of(j, stored);
-  F t = fma(v, all(j.beta1), u * j.rest1), kept = t;
-  if (!k.single()) kept = fma(v, all(j.beta2), u * j.rest2);
-  F s = t;
-  if (!k.raw()) s = pick(t == 0.f, F{}, (F)(((U)t & 0x80000000u) | 0x3f800000u));
-  F turn = fma(pull(j, k.rule(), k.hyper(), a), all(j.decay), s) * j.alpha;
-  F to = a - lesser(larger(turn, all(-1.f)), all(1.f));
-  to = lesser(larger(to, all(j.low)), all(j.high));
-  U bits = load<U>(rounding);
-  I dead = u == 0.f;
-  if (k.median() == IN_FP32) {
-    to = pick(dead, a, to);
-    write(p.a[side], i, IN_FP32, to);
-  } else {
-    F code = floor_of(to * (1.f / j.cell) + uniform(bits, 0));
-    code = pick(dead, a * (1.f / j.cell), lesser(larger(code, all(-j.top - 1.f)), all(j.top)));
-    write(p.a[side], i, k.median(), code);
-    to = code * j.cell;
-  }
-  if (k.momentum() == ON_GRID8) kept = momentum_code(j, kept, uniform(bits, 1));
-  write(p.v[side], i, k.momentum(), pick(dead, stored, kept));
-  return to;
-}
-
-template <class K> static INLINE void lanes(const K& k, const Arrays& p, i64 i, const Noise& z, i64 at) {
-  const Lmd& j = k.j;
-  F a[2], u[2];
-  int sides = k.hyper() ? 1 : 2;
-  for (int s = 0; s < sides; s++) {
-    a[s] = read(p.a[s], i, k.median());
-    if (k.median() != IN_FP32) a[s] *= j.cell;
-  }
-  if (k.step()) {
-    F g = read(p.g[0], i, k.grad());
-    if (!k.direct()) {
-      gradients(k, j.now, a, g, z.now[0] + at, u);
-    } else {
-      u[0] = g;
-      if (sides == 2) u[1] = read(p.g[1], i, k.grad());
+  for (int l = 0; l < n; l += WIDTH) {
+    F stored = read(p.v[side], i + l, k.momentum()), v = stored, u = load<F>(r.z[side] + l), was = load<F>(a + l);
+    if (k.momentum() == ON_GRID8) v = momentum_of(j, stored);
+    F t = fma(v, all(j.beta1), u * j.rest1), kept = t;
+    if (!k.single()) kept = fma(v, all(j.beta2), u * j.rest2);
+    F s = k.raw() ? t * j.alpha : (F)(((U)t & 0x80000000u) | (U)all(j.alpha));  // alpha is not negative
+    F turn = fma(pull(j, k.rule(), k.hyper(), was), all(j.pulled), s);
+    if (!k.tame()) turn = lesser(larger(turn, all(-1.f)), all(1.f));
+    F to = lesser(larger(was - turn, all(j.low)), all(j.high));
+    I dead = u == 0.f;
+    U bits = load<U>(r.rounding[side] + l);
+    if (k.median() != IN_FP32) {
+      F code = floor_of(to * (1.f / j.cell) + uniform(bits, 0));
+      code = pick(dead, was * (1.f / j.cell), lesser(larger(code, all(-j.top - 1.f)), all(j.top)));
+      write(p.a[side], i + l, k.median(), code);
+      to = code * j.cell;
     }
-    for (int s = 0; s < sides; s++) a[s] = moved(k, p, i, s, a[s], u[s], z.rounding[s] + at);
+    if (k.momentum() == ON_GRID8) kept = momentum_code(j, kept, uniform(bits, 1));
+    store(a + l, pick(dead, was, to));
+    write(p.v[side], i + l, k.momentum(), pick(dead, stored, kept));
   }
-  write(p.out, i, k.weight(), weights(k, j.next, a, z.next[0] + at));
 }
 
 // ---- the walk
 
-// Indices of a block: start + (i / inner) stride + i % inner, as low halves and HIGH times the high ones.
-struct Walk {
+struct Walk {  // the index of an element is start + (i / inner) stride + i % inner
   i64 inner, stride, left;  // left: elements in this row
   u64 index;
+  bool even;  // this block: one row, and one high half
+  u32 first, above;
+  alignas(64) u32 low[BLOCK], high[BLOCK];  // of an uneven one: low halves, and HIGH times the high ones
   Walk(const Lmd& j, i64 i) {
     inner = j.inner, stride = j.stride, left = j.inner - i % j.inner;
     index = (u64)(j.start + i / j.inner * j.stride + i % j.inner);
   }
-  void next(u32* FAST low, u32* FAST high) {
-    if (left > BLOCK && (u32)index <= 0u - BLOCK) {
-      u32 first = (u32)index, above = (u32)(index >> 32) * HIGH;
-      for (int l = 0; l < BLOCK; l++) low[l] = first + l, high[l] = above;
+  void next() {
+    first = (u32)index, above = (u32)(index >> 32) * HIGH, even = left > BLOCK && first <= 0u - BLOCK;
+    if (even) {
       left -= BLOCK, index += BLOCK;
       return;
     }
@@ -180,20 +187,52 @@ struct Walk {
   }
 };
 
-static void bells(const u32* keys, const u32* low, const u32* high, float* z) {
-  for (int l = 0; l < BLOCK; l += WIDTH) store(z + l, bell(words(keys, load<U>(low + l), load<U>(high + l))));
-}
-template <class K> static INLINE void fill(const K& k, Noise& z, Walk& walk) {
-  const Lmd& j = k.j;
-  u32 low[BLOCK], high[BLOCK];
-  walk.next(low, high);
-  bool grids = k.median() != IN_FP32 || k.momentum() == ON_GRID8;
-  for (int s = 0; s < (k.hyper() ? 1 : 2); s++) {
-    if (k.step() && !k.direct() && (k.hyper() ? j.now.spread : j.now.noise) != 0.f) bells(j.now.keys[s], low, high, z.now[s]);
-    if ((k.hyper() ? j.next.spread : j.next.noise) != 0.f) bells(j.next.keys[s], low, high, z.next[s]);
-    for (int l = 0; grids && k.step() && l < BLOCK; l += WIDTH)
-      store(z.rounding[s] + l, words(j.rounding[s], load<U>(low + l), load<U>(high + l)));
+typedef const char* const* Ahead;  // two addresses to fetch
+template <bool BELLS, bool EVEN>
+static INLINE void noise_of(const Walk& walk, const u32* keys, void* out, Ahead ahead) {
+  U counter = {};
+  for (int l = 0; l < WIDTH; l++) counter[l] = walk.first + keys[0] + l;
+  for (int l = 0; l < BLOCK; l += WIDTH, counter += WIDTH) {
+    __builtin_prefetch(ahead[0] + l * 4, 0, 2), __builtin_prefetch(ahead[1] + l * 4, 0, 2);
+    U h = EVEN ? counter ^ walk.above : (load<U>(walk.low + l) + keys[0]) ^ load<U>(walk.high + l);
+    h = words(h, keys[1]);
+    if (BELLS) store((float*)out + l, bell(h));
+    else store((u32*)out + l, h);
   }
+}
+template <bool BELLS> static INLINE void noise(const Walk& walk, const u32* keys, void* out, Ahead ahead) {
+  if (walk.even) noise_of<BELLS, true>(walk, keys, out, ahead);
+  else noise_of<BELLS, false>(walk, keys, out, ahead);
+}
+
+template <class K> static INLINE void block(const K& k, const Arrays& p, i64 i, int n, Walk& walk) {
+  const Lmd& j = k.j;
+  Room r;
+  float* a[2];
+  const int sides = k.hyper() ? 1 : 2, median = k.median();
+  const bool now = !k.direct() && (k.hyper() ? j.now.spread : j.now.noise) != 0.f;
+  const bool next = (k.hyper() ? j.next.spread : j.next.noise) != 0.f;
+  const bool grids = median != IN_FP32 || k.momentum() == ON_GRID8;
+  const i64 b = i + BLOCK;  // what the next block reads is fetched while noise is made: then memory has nothing to do
+  walk.next();
+  for (int s = 0; s < sides; s++) {
+    a[s] = median == IN_FP32 ? (float*)p.a[s] + i : r.logs[s];
+    for (int l = 0; median != IN_FP32 && l < n; l += WIDTH) store(a[s] + l, read(p.a[s], i + l, median) * j.cell);
+  }
+  if (k.step()) {
+    for (int s = 0; s < sides; s++) {
+      const char *v = p.v[s] + b * size_of(k.momentum()), *ahead[2] = {v, s ? v : p.g[0] + b * size_of(k.grad())};
+      if (now) noise<true>(walk, j.now.keys[s], r.z[s], ahead);
+      if (grids) noise<false>(walk, j.rounding[s], r.rounding[s], ahead);
+    }
+    gradients(k, p, i, n, a, r);
+    for (int s = 0; s < sides; s++) moves(k, p, i, n, s, a[s], r);
+  }
+  for (int s = 0; s < sides; s++) {
+    const char *logs = p.a[s] + b * size_of(median), *ahead[2] = {logs, s ? logs : p.out + b * size_of(k.weight())};
+    if (next) noise<true>(walk, j.next.keys[s], r.z[s], ahead);
+  }
+  weights(k, p, i, n, a, r);
 }
 
 template <class K> static void lmd_work(void* what, i64 from, i64 to, int) {
@@ -204,55 +243,52 @@ template <class K> static void lmd_work(void* what, i64 from, i64 to, int) {
   for (int s = 0; s < 2; s++) p.a[s] = (char*)j.medians[s], p.v[s] = (char*)j.momenta[s], p.g[s] = (char*)j.given[s];
   p.out = (char*)j.out;
   Walk walk(j, i);
-  Noise z;
-  char room[7][4 * WIDTH] = {};
-  char **real = (char**)&p, **copy = (char**)&q;
+  for (; i + BLOCK <= end; i += BLOCK) block(k, p, i, BLOCK, walk);
+  if (i == end) return;
+  alignas(64) char room[7][4 * BLOCK] = {};
+  char **real = (char**)&p, **copy = (char**)&q;  // the rest: the same, on copies
   const int types[7] = {k.median(), k.median(), k.momentum(), k.momentum(), k.grad(), k.grad(), k.weight()};
-  for (; i < end; i += BLOCK) {
-    fill(k, z, walk);
-    i64 count = least<i64>(BLOCK, end - i), at = 0;
-    for (; at + WIDTH <= count; at += WIDTH) lanes(k, p, i + at, z, at);
-    if (at == count) continue;
-    for (int b = 0; b < 7; b++) {  // the rest: the same, on copies
-      i64 size = size_of(types[b]);
-      copy[b] = room[b];
-      if (real[b]) memcpy(room[b], real[b] + (i + at) * size, (count - at) * size);
-    }
-    lanes(k, q, 0, z, at);
-    for (int b = 0; b < 7; b++) {
-      i64 size = size_of(types[b]);
-      if (real[b] && b != 4 && b != 5) memcpy(real[b] + (i + at) * size, room[b], (count - at) * size);
-    }
+  for (int b = 0; b < 7; b++) {
+    i64 size = size_of(types[b]);
+    copy[b] = room[b];
+    if (real[b]) memcpy(room[b], real[b] + i * size, (end - i) * size);
+  }
+  block(k, q, 0, BLOCK, walk);
+  for (int b = 0; b < 7; b++) {
+    i64 size = size_of(types[b]);
+    if (real[b] && b != 4 && b != 5) memcpy(real[b] + i * size, room[b], (end - i) * size);
   }
 }
 
-template <bool HYPER> static void (*chosen(const Lmd& j))(void*, i64, i64, int) {
-  bool common = j.step && !j.raw && !j.single && !j.direct && j.rule == LOG_NORMAL && j.median == IN_FP32;
-  if (common && j.momentum != ON_GRID8 && j.grad == j.weight) {
-    if (j.momentum == IN_FP32) return j.grad == IN_FP32 ? lmd_work<Kind<true, HYPER, IN_FP32, IN_FP32>> : lmd_work<Kind<true, HYPER, IN_FP32, IN_BF16>>;
-    return j.grad == IN_FP32 ? lmd_work<Kind<true, HYPER, IN_BF16, IN_FP32>> : lmd_work<Kind<true, HYPER, IN_BF16, IN_BF16>>;
-  }
-  return lmd_work<Kind<false, HYPER, 0, 0>>;
+typedef void (*LmdWork)(void*, i64, i64, int);
+template <bool HYPER, int MOMENTUM> static LmdWork common(const Lmd& j) {
+  if (j.grad == IN_FP32) return lmd_work<Kind<true, HYPER, MOMENTUM, IN_FP32>>;
+  return lmd_work<Kind<true, HYPER, MOMENTUM, IN_BF16>>;
+}
+template <bool HYPER> static LmdWork chosen(const Lmd& j) {
+  bool plain = j.step && j.tame && !j.raw && !j.single && !j.direct && j.rule == LOG_NORMAL && j.grad == j.weight;
+  if (!plain || j.median != IN_FP32 || j.momentum == ON_GRID8) return lmd_work<Kind<false, HYPER, 0, 0>>;
+  return j.momentum == IN_FP32 ? common<HYPER, IN_FP32>(j) : common<HYPER, IN_BF16>(j);
 }
 
 extern "C" int isoscale_lmd_size() { return (int)sizeof(Lmd); }
 extern "C" void isoscale_lmd(const Lmd* j) {
-  parallel((j->n + UNIT_OF_WORK - 1) / UNIT_OF_WORK, j->n, j->threads, j->hyper ? chosen<true>(*j) : chosen<false>(*j), (void*)j);
+  i64 units = (j->n + UNIT_OF_WORK - 1) / UNIT_OF_WORK;
+  parallel(units, j->n, j->threads, j->hyper ? chosen<true>(*j) : chosen<false>(*j), (void*)j);
 }
 
 // The words and normals of `j->next.keys[0]` at the place of j, as the steps have them: for tests.
 extern "C" void isoscale_lmd_noise(const Lmd* j, u32* bits, float* normals) {
   Walk walk(*j, 0);
-  u32 low[BLOCK], high[BLOCK], h[BLOCK];
-  float z[BLOCK];
+  const char* ahead[2] = {(char*)bits, (char*)normals};
+  alignas(64) u32 h[BLOCK];
+  alignas(64) float z[BLOCK];
   for (i64 i = 0; i < j->n; i += BLOCK) {
     i64 bytes = 4 * least<i64>(BLOCK, j->n - i);
-    walk.next(low, high);
-    bells(j->next.keys[0], low, high, z);
-    for (int l = 0; l < BLOCK; l += WIDTH) {
-      store(h + l, words(j->next.keys[0], load<U>(low + l), load<U>(high + l)));
-      store(z + l, load<F>(z + l) * UNIT);
-    }
+    walk.next();
+    noise<false>(walk, j->next.keys[0], h, ahead);
+    noise<true>(walk, j->next.keys[0], z, ahead);
+    for (int l = 0; l < BLOCK; l++) z[l] *= UNIT;
     memcpy(bits + i, h, bytes), memcpy(normals + i, z, bytes);
   }
 }

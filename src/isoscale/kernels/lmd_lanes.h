@@ -1,7 +1,7 @@
-// Numbers side by side for lmd.cpp, as many as one register of this machine holds: storage, noise, powers of two.
+// Numbers side by side for lmd.cpp, as many as a register of this machine holds: storage, noise, powers of two.
 //
-// The vector types of GCC and Clang, with an instruction by name where they have no word for it (fused products, the sum
-// of bytes, 2^n): each of those has a plain form beside it, of the same bits where bits are promised (words and normals).
+// The vector types of GCC and Clang, with an instruction by name where these have no word for it (fused products, the
+// sum of bytes, tables): each has a plain form beside it, of the same bits where bits are promised (words and normals).
 
 #pragma once
 
@@ -30,18 +30,20 @@ template <class V> static INLINE void store(void* at, V v) { memcpy(at, &v, size
 static INLINE F all(float x) { return x - F{}; }  // - 0 is nothing at all, + 0 would be an addition
 static INLINE F pick(I where, F yes, F no) { return where ? yes : no; }
 
+// 8 and 9: to the nearest and to the next lower whole number, without exceptions
 #if WIDTH == 16
 static INLINE F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+static INLINE F less(F a, F b, F c) { return (F)_mm512_fnmadd_ps((__m512)a, (__m512)b, (__m512)c); }  // c - a b
 static INLINE F lesser(F a, F b) { return (F)_mm512_min_ps((__m512)a, (__m512)b); }
 static INLINE F larger(F a, F b) { return (F)_mm512_max_ps((__m512)a, (__m512)b); }
-static INLINE F nearest(F x) { return (F)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-static INLINE F floor_of(F x) { return (F)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+static INLINE F nearest(F x) { return (F)_mm512_roundscale_ps((__m512)x, 8); }
+static INLINE F floor_of(F x) { return (F)_mm512_roundscale_ps((__m512)x, 9); }
 #elif WIDTH == 8
 static INLINE F fma(F a, F b, F c) { return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 static INLINE F lesser(F a, F b) { return (F)_mm256_min_ps((__m256)a, (__m256)b); }
 static INLINE F larger(F a, F b) { return (F)_mm256_max_ps((__m256)a, (__m256)b); }
-static INLINE F nearest(F x) { return (F)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-static INLINE F floor_of(F x) { return (F)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+static INLINE F nearest(F x) { return (F)_mm256_round_ps((__m256)x, 8); }
+static INLINE F floor_of(F x) { return (F)_mm256_round_ps((__m256)x, 9); }
 #else
 static INLINE F fma(F a, F b, F c) { return a * b + c; }
 static INLINE F lesser(F a, F b) { return a < b ? a : b; }
@@ -78,11 +80,9 @@ static INLINE i64 size_of(int type) { return type == IN_FP32 ? 4 : type == ON_GR
 static const u32 FIRST = 0x21F0AAADu, SECOND = 0x735A2D97u, HIGH = 0x9E3779B1u;
 static const float CUBIC = 1112070.f, UNIT = 0x1.8cc878p-28f;
 
-static INLINE U words(const u32* keys, U low, U high) {  // of an index: its low half, and HIGH times its high half
-  U h = (low + keys[0]) ^ high;
+static INLINE U words(U h, u32 key) {  // h: the index's low half + the first key, ^ HIGH times its high half
   h = (h ^ (h >> 16)) * FIRST;
-  h = (h ^ (h >> 15)) + keys[1];
-  h = h * SECOND;
+  h = ((h ^ (h >> 15)) + key) * SECOND;
   return h ^ (h >> 15);
 }
 static INLINE F bell(U h) {  // normal numbers but for the factor UNIT; s s + CUBIC is exact, fused or not
@@ -119,13 +119,57 @@ static INLINE F power(F y) {
 #endif
 }
 
-static INLINE F back_root(F x) {  // 1 / sqrt(x) within 2 ulp, x a normal number
+#if WIDTH == 16
+static const U table = {
+    0x3f800000u, 0x3f7daac3u, 0x3f7b95c2u, 0x3f79c3d3u, 0x3f7837f0u, 0x3f76f532u, 0x3f75fed7u, 0x3f75583fu,
+    0x3f7504f3u, 0x3f7508a4u, 0x3f75672au, 0x3f76248cu, 0x3f7744fdu, 0x3f78ccdfu, 0x3f7ac0c7u, 0x3f7d257du};
+#endif
+// The same for |y| < 120, where a range check is spared: 2^(k/16) from a table, k nearest to 16 y, times 2^(the rest).
+#if WIDTH == 16
+static INLINE F tame_power(F y) {
+  F t = y + 0x1.8p19f, f = y - (t - 0x1.8p19f);
+  F s = (F)((U)_mm512_permutexvar_epi32((__m512i)t, (__m512i)table) + ((U)t << 19));
+  F q = fma(fma(all(0x1.c6acd6p-5f), f, all(0x1.ebfff4p-3f)), f, all(0x1.62e43p-1f));
+  return fma(f * s, q, s);
+}
+#else
+static INLINE F tame_power(F y) { return power(y); }
+#endif
+
+struct Pair { F up, down; };
+static INLINE Pair powers(F y) {  // 2^y and 2^-y
+#if WIDTH == 16
+  const U other = {
+    0x3f800000u, 0x3f7d257du, 0x3f7ac0c7u, 0x3f78ccdfu, 0x3f7744fdu, 0x3f76248cu, 0x3f75672au, 0x3f7508a4u,
+    0x3f7504f3u, 0x3f75583fu, 0x3f75fed7u, 0x3f76f532u, 0x3f7837f0u, 0x3f79c3d3u, 0x3f7b95c2u, 0x3f7daac3u};
+  F t = y + 0x1.8p19f, f = y - (t - 0x1.8p19f), g = f * f;
+  U shift = (U)t << 19;
+  F up = (F)((U)_mm512_permutexvar_epi32((__m512i)t, (__m512i)table) + shift);
+  F down = (F)((U)_mm512_permutexvar_epi32((__m512i)t, (__m512i)other) - shift);
+  F even = fma(all(0x1.ebfff4p-3f), g, all(1.f)), odd = f * fma(all(0x1.c6acd6p-5f), g, all(0x1.62e43p-1f));
+  return {up * (even + odd), down * (even - odd)};
+#else
+  return {power(y), power(-y)};
+#endif
+}
+
+static INLINE F back_root(F x) {  // 1 / sqrt(x) within 2 ulp
 #if WIDTH == 16
   F y = (F)_mm512_rsqrt14_ps((__m512)x);
-  return fma(y * 0.5f, fma(-(x * y), y, all(1.f)), y);
+  return fma(y * 0.5f, less(x * y, y, all(1.f)), y);
 #else
   F y;
   for (int j = 0; j < WIDTH; j++) y[j] = 1.f / __builtin_sqrtf(x[j]);
+  return y;
+#endif
+}
+static INLINE F root(F x) {
+#if WIDTH == 16
+  F y = (F)_mm512_rsqrt14_ps((__m512)x), r = x * y;
+  return fma(r * 0.5f, less(r, y, all(1.f)), r);
+#else
+  F y;
+  for (int j = 0; j < WIDTH; j++) y[j] = __builtin_sqrtf(x[j]);
   return y;
 #endif
 }
