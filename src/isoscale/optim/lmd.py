@@ -125,7 +125,7 @@ class LMD(torch.optim.Optimizer):
         self._sums = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; a group that does not say who trains it is cut in two.
+        """As torch's; a group that does not say who trains it is cut in two, and its settings are LMD's.
 
         Raises:
             ConfigError: an unknown `optimizer`, complex parameters, a matrix of zeros, settings that cannot be meant.
@@ -138,8 +138,12 @@ class LMD(torch.optim.Optimizer):
                               hint=did_you_mean(str(kind), ("lmd", "adamw")))  # fmt: skip
         for which in ("lmd", "adamw"):
             mine = [x for x in members if (kind or self._routed(x)) == which]
-            if mine or kind == which or (which == "lmd" and not members):
-                self._add({**param_group, "params": mine, "optimizer": which})
+            if not (mine or kind == which or (which == "lmd" and not members)):
+                continue
+            # what a group that is cut says is said of LMD; the rest goes by `aux`
+            cut = kind is None and which == "adamw"
+            said = {key: value for key, value in param_group.items() if not (cut and key in self.defaults)}
+            self._add({**said, "params": mine, "optimizer": which})
 
     def _routed(self, member: Any) -> str:
         name, p = member if isinstance(member, tuple) else ("", member)
@@ -253,9 +257,9 @@ class LMD(torch.optim.Optimizer):
         self._prepare(_has_gradient)
 
     def _move(self, number: int, group: dict[str, Any], p: Tensor, ok: Tensor | None) -> None:
-        """Update and next sample of one parameter; where `ok` is false only the sample is new."""
+        """Update and next sample of one parameter; where `ok` is false it stays as it is."""
         state, spec = self.state[p], spec_of(group)
-        numbers = numbers_of(group, state, number, place_of(p), captured=torch.compiler.is_compiling())
+        numbers = numbers_of(group, state, number, place_of(p), captured=torch.compiler.is_compiling(), ok=ok)
         keys = names(spec)
         medians, momenta = (tuple(local(state[key]) for key in all_) for all_ in (keys, map(momentum_of, keys)))
         given: tuple[Tensor, ...] = (_gradient(p) if ok is None else torch.where(ok, _gradient(p), 0),)
@@ -266,8 +270,8 @@ class LMD(torch.optim.Optimizer):
             given = tuple((u + v) / (self._summed + 1) for u, v in zip(self._sums[p], last))
             spec = spec._replace(given=True)
         step(self.kernel, spec, numbers, medians, momenta, given, local(p))
-        state["draws"] += 1
-        state["noise"].fill_(group["sigma"])
+        state["draws"] += 1 if ok is None else ok
+        state["noise"].copy_(numbers.next.sigma) if ok is not None else state["noise"].fill_(group["sigma"])
 
     def _aux_step(self, ok: Tensor | None) -> None:
         for group in self.param_groups:

@@ -132,7 +132,7 @@ def _amax(x: Tensor) -> float:
 
 def rms_of(p: Tensor) -> float:
     """Root mean square of the whole tensor."""
-    norm = torch.linalg.vector_norm(p.detach(), dtype=torch.float32)
+    norm = torch.linalg.vector_norm(p.detach().float())
     return _whole(norm) / math.sqrt(max(1, p.numel()))
 
 
@@ -210,19 +210,25 @@ def current_draw(group: Mapping[str, Any], number: int, draws: Any, noise: Any) 
 
 
 def numbers_of(
-    group: Mapping[str, Any], state: Mapping[str, Tensor], number: int, place: Place, *, captured: bool = False
-) -> Numbers:
-    """The numbers of a step that draws one sample more; 0-d tensors where a graph is captured."""
+    group: Mapping[str, Any], state: Mapping[str, Tensor], number: int, place: Place, *, captured: bool = False,
+    ok: Tensor | None = None,
+) -> Numbers:  # fmt: skip
+    """The numbers of a step that draws one sample more, or none where `ok` is false.
+
+    `captured`: 0-d tensors in place of Python numbers.
+    """
     take = (lambda x: x) if captured else Tensor.item
     draws, noise, centre = (take(state[key]) for key in ("draws", "noise", "centre"))
     range_ = take(state["range"]) if "range" in state else 0.0
     beta1, beta2 = betas_of(group)
-    lr = group["lr"] if captured else float(group["lr"])
+    count = spec_of(group).vectors
+    now, coming = current_draw(group, number, draws, noise), draws + (1 if ok is None else ok.to(torch.int64))
+    sigma: Any = group["sigma"]
+    lift: Any = 0.0
+    if ok is not None:
+        sigma, lift = torch.where(ok, sigma, now.sigma), torch.where(ok, 0.0, now.lift)
     return Numbers(
-        lr, group["decay"], beta1, beta2, group["sigma"], centre, range_,
-        now=current_draw(group, number, draws, noise),
-        next=Draw(group["sigma"], 0.0, _keys(group, number, _NOISE, draws + 1, spec_of(group).vectors)),
-        rounding=_keys(group, number, _ROUNDING, draws + 1, spec_of(group).vectors), place=place,
+        group["lr"] if captured else float(group["lr"]), group["decay"], beta1, beta2, group["sigma"], centre, range_,
+        now=now, next=Draw(sigma, lift, _keys(group, number, _NOISE, coming, count)),
+        rounding=_keys(group, number, _ROUNDING, coming, count), place=place,
     )  # fmt: skip
-
-
