@@ -20,7 +20,7 @@ from study import Cell
 from torch import Tensor, nn
 
 import isoscale as iso
-from isoscale import numerics
+from isoscale import formats, numerics
 from isoscale.formats.layers import LayerFormats
 from isoscale.formats.recipes import HEADS, BF16, Recipe
 from isoscale.models import Decoder, DecoderConfig, ViT, ViTConfig
@@ -107,9 +107,19 @@ def recipe_of(name: str) -> Recipe | str | None:
     return Recipe(name, ((HEADS, BF16), (("*",), formats)), "") if isinstance(formats, LayerFormats) else formats
 
 
+def stored(model: nn.Module, how: dict[str, Any] | None, step: int) -> None:
+    """Rounds the matrices in place to the format they are kept in: no wider copy survives the step."""
+    if how is None:
+        return
+    matrices = [p for group in split_parameters(model) if group["optimizer"] == "lmd" for _, p in group["params"]]
+    for number, p in enumerate(matrices):
+        seed = step * 1000 + number if how["rounding"] == "stochastic" else None
+        p.data.copy_(formats.fake_cast(p.data, how["format"], rounding=how["rounding"], seed=seed))
+
+
 def run(cell: Cell) -> dict[str, Any]:
     """One run of the label {model, optimizer, formats, log2_lr, seed} and the config {width, depth, batch, steps,
-    optimizer: more settings of it, keep: statistics of the medians at the end}."""
+    optimizer: more settings of it, store: {format, rounding} that matrices are kept in}."""
     torch.set_num_threads(1)
     label, config = cell["label"], cell["config"]
     kind, seed, steps, batch = label["model"], label["seed"], config["steps"], config["batch"]
@@ -141,6 +151,7 @@ def run(cell: Cell) -> dict[str, Any]:
         moves.zero_grad()
         loss.backward()
         moves.step()
+        stored(model, config.get("store"), step)
         recent = [*recent, float(loss.detach())][-max(1, steps // 10) :]
         if not math.isfinite(recent[-1]):
             break
