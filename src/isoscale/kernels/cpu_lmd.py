@@ -53,8 +53,7 @@ class _Lmd(ctypes.Structure):
         *((name, ctypes.c_void_p * 2) for name in ("medians", "momenta", "given")), ("out", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("n", "start", "inner", "stride")),
         *((name, ctypes.c_float) for name in (
-            "alpha", "pulled", "beta1", "rest1", "beta2", "rest2", "low", "high", "lift", "rate", "cell", "top",
-            "range", "shrink",
+            "alpha", "pulled", "rest1", "rest2", "low", "high", "lift", "rate", "cell", "top", "range", "shrink",
         )),
         ("now", _Draw), ("next", _Draw), ("rounding", ctypes.c_uint32 * 4),
         *((name, ctypes.c_int32) for name in (
@@ -175,7 +174,7 @@ def step(
     twice = spec.regulariser == "half-normal"
     decay, job.range = float(numbers.decay), float(numbers.range)
     job.alpha, job.pulled = alpha, alpha * decay
-    job.beta1, job.rest1, job.beta2, job.rest2 = beta1, 1 - beta1, beta2, 1 - beta2
+    job.rest1, job.rest2 = 1 - beta1, 1 - beta2
     job.low, job.high = LOW if spec.form == "split" else -HIGH, HIGH
     job.lift, job.rate = sigma**2 * (2 if twice else 0.5) * _LOG2E, (2 if twice else 1) * _LOG2E
     job.shrink = 2.0**-job.range if spec.momentum == "log8" else 1.0

@@ -25,7 +25,7 @@ extern "C" struct Lmd {
   const void* given[2];
   void* out;
   i64 n, start, inner, stride;
-  float alpha, pulled, beta1, rest1, beta2, rest2, low, high, lift, rate, cell, top, range, shrink;
+  float alpha, pulled, rest1, rest2, low, high, lift, rate, cell, top, range, shrink;
   LmdDraw now, next;
   u32 rounding[2][2];
   i32 hyper, rule, median, momentum, grad, weight, raw, single, direct, step, tame, threads;
@@ -141,8 +141,7 @@ static INLINE void moves(const K& k, const Arrays& p, i64 i, int n, int side, fl
   for (int l = 0; l < n; l += WIDTH) {
     F stored = read(p.v[side], i + l, k.momentum()), v = stored, u = load<F>(r.z[side] + l), was = load<F>(a + l);
     if (k.momentum() == ON_GRID8) v = momentum_of(j, stored);
-    F t = fma(v, all(j.beta1), u * j.rest1), kept = t;
-    if (!k.single()) kept = fma(v, all(j.beta2), u * j.rest2);
+    F t = fma(u - v, all(j.rest1), v), kept = k.single() ? t : fma(u - v, all(j.rest2), v);
     F s = k.raw() ? t * j.alpha : (F)(((U)t & 0x80000000u) | (U)all(j.alpha));  // alpha is not negative
     F turn = fma(pull(j, k.rule(), k.hyper(), was), all(j.pulled), s);
     if (!k.tame()) turn = lesser(larger(turn, all(-1.f)), all(1.f));
@@ -188,21 +187,25 @@ struct Walk {  // the index of an element is start + (i / inner) stride + i % in
 };
 
 typedef const char* const* Ahead;  // two addresses to fetch
-template <bool BELLS, bool EVEN>
+// LEVEL: the index plus the first key has the same upper half all over the block, so a round of the hash begins with
+// one xor. EVEN: see Walk.
+template <bool BELLS, bool EVEN, bool LEVEL>
 static INLINE void noise_of(const Walk& walk, const u32* keys, void* out, Ahead ahead) {
+  const u32 first = walk.first + keys[0], above = LEVEL ? walk.above ^ ((first ^ walk.above) >> 16) : walk.above;
   U counter = {};
-  for (int l = 0; l < WIDTH; l++) counter[l] = walk.first + keys[0] + l;
+  for (int l = 0; l < WIDTH; l++) counter[l] = first + l;
   for (int l = 0; l < BLOCK; l += WIDTH, counter += WIDTH) {
     __builtin_prefetch(ahead[0] + l * 4, 0, 2), __builtin_prefetch(ahead[1] + l * 4, 0, 2);
-    U h = EVEN ? counter ^ walk.above : (load<U>(walk.low + l) + keys[0]) ^ load<U>(walk.high + l);
-    h = words(h, keys[1]);
+    U h = EVEN ? counter ^ above : (load<U>(walk.low + l) + keys[0]) ^ load<U>(walk.high + l);
+    h = words(LEVEL ? h : h ^ (h >> 16), keys[1]);
     if (BELLS) store((float*)out + l, bell(h));
     else store((u32*)out + l, h);
   }
 }
 template <bool BELLS> static INLINE void noise(const Walk& walk, const u32* keys, void* out, Ahead ahead) {
-  if (walk.even) noise_of<BELLS, true>(walk, keys, out, ahead);
-  else noise_of<BELLS, false>(walk, keys, out, ahead);
+  if (!walk.even) noise_of<BELLS, false, false>(walk, keys, out, ahead);
+  else if (((walk.first + keys[0]) & 0xffffu) <= 0x10000u - BLOCK) noise_of<BELLS, true, true>(walk, keys, out, ahead);
+  else noise_of<BELLS, true, false>(walk, keys, out, ahead);
 }
 
 template <class K> static INLINE void block(const K& k, const Arrays& p, i64 i, int n, Walk& walk) {

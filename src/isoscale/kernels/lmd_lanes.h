@@ -80,8 +80,9 @@ static INLINE i64 size_of(int type) { return type == IN_FP32 ? 4 : type == ON_GR
 static const u32 FIRST = 0x21F0AAADu, SECOND = 0x735A2D97u, HIGH = 0x9E3779B1u;
 static const float CUBIC = 1112070.f, UNIT = 0x1.8cc878p-28f;
 
-static INLINE U words(U h, u32 key) {  // h: the index's low half + the first key, ^ HIGH times its high half
-  h = (h ^ (h >> 16)) * FIRST;
+// h: the index's low half + the first key, ^ HIGH times its high half; that ^ its upper half.
+static INLINE U words(U h, u32 key) {
+  h = h * FIRST;
   h = ((h ^ (h >> 15)) + key) * SECOND;
   return h ^ (h >> 15);
 }
