@@ -72,7 +72,7 @@ def test_import_and_help_load_no_torch_and_are_quick(code: str) -> None:
 def test_public_names() -> None:
     assert isoscale.__all__ == [
         "IsoscaleError", "Plan", "RunConfig", "RunResult", "Scale", "check", "config", "export", "formats", "infer_roles",
-        "models", "nn", "numerics", "plan", "planning", "presets", "probe", "report", "rules", "scalify", "sweep",
+        "models", "nn", "numerics", "optim", "plan", "planning", "presets", "probe", "report", "rules", "scalify", "sweep",
         "train",
     ]  # fmt: skip
     for name in isoscale.__all__:
