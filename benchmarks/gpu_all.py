@@ -194,6 +194,39 @@ def scalify() -> list[dict[str, object]]:
     return rows
 
 
+def lmd(device: str = "cuda", width: int = 4096, count: int = 12) -> list[dict[str, object]]:
+    """A step of LMD (its next sample included) beside fused AdamW, on square matrices; GB/s of the bytes that must move.
+
+    Prediction: memory bound, so the ratio of the bytes: two vectors 1.57 (44 to 28, the look at the gradients included),
+    with bf16 momenta 1.29, one vector 1.0 and 0.86.
+    """
+    from isoscale.optim import LMD
+
+    cases: dict[str, tuple[dict[str, object] | None, int]] = {
+        "AdamW fused": (None, 28), "two vectors": ({}, 44), "two vectors, bf16 momenta": ({"momentum": "bf16"}, 36),
+        "one vector": ({"form": "hypentropy"}, 28), "one vector, bf16 momenta": ({"form": "hypentropy", "momentum": "bf16"}, 24),
+        "two vectors, int8-log": ({"state": "int8-log"}, 20), "one vector, int8-log": ({"form": "hypentropy", "state": "int8-log"}, 16),
+        "two vectors, reference": ({"kernel": "reference"}, 44),
+    }  # fmt: skip
+    rows: list[dict[str, object]] = []
+    size = count * width * width
+    for name, (settings, moved) in cases.items():
+        params = [torch.nn.Parameter(torch.randn(width, width, device=device) * 0.02) for _ in range(count)]
+        for p in params:
+            p.grad = torch.randn_like(p) * 1e-3
+        optimizer: torch.optim.Optimizer
+        if settings is None:
+            optimizer = torch.optim.AdamW(params, fused=True)
+        else:
+            optimizer = LMD(params, **settings)  # type: ignore[arg-type]
+        taken = ms(optimizer.step)
+        rows.append({"part": "lmd", "what": name, "ms": taken, "bytes": moved, "GB/s": moved * size / taken / 1e6})
+        rows[-1]["x AdamW"] = taken / float(str(rows[0]["ms"]))
+        rows[-1]["x AdamW by bytes"] = moved / 28
+        del params, optimizer
+    return rows
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
@@ -201,7 +234,7 @@ if __name__ == "__main__":
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device here: nothing to measure")
     print(torch.cuda.get_device_name(), "FP8 matmul:", has_scaled_mm(torch.device("cuda")))
-    for row in [*(matmuls() if has_scaled_mm(torch.device("cuda")) else []), *casts(), *mxnorm(), *steps(), *scalify()]:
+    for row in [*(matmuls() if has_scaled_mm(torch.device("cuda")) else []), *casts(), *mxnorm(), *steps(), *scalify(), *lmd()]:
         print(row)
         if arguments.out:
             with arguments.out.open("a") as log:
