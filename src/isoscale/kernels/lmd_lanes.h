@@ -64,11 +64,18 @@ static INLINE F read(const void* at, i64 i, int type) {
     default: return __builtin_convertvector(__builtin_convertvector(load<I8>((const int8_t*)at + i), I), F);
   }
 }
-static INLINE void write(void* at, i64 i, int type, F x) {  // codes: whole numbers
+static INLINE U16 narrow(F x) {  // to bfloat16, nearest-even; what is below 2^-126 may become 0
+#if WIDTH == 16 && defined(__AVX512BF16__)
+  return (U16)_mm512_cvtneps_pbh((__m512)x);
+#else
   U u = (U)x;
+  return __builtin_convertvector((u + 0x7fffu + ((u >> 16) & 1)) >> 16, U16);
+#endif
+}
+static INLINE void write(void* at, i64 i, int type, F x) {  // codes: whole numbers
   switch (type) {
     case IN_FP32: return store((float*)at + i, x);
-    case IN_BF16: return store((u16*)at + i, __builtin_convertvector((u + 0x7fffu + ((u >> 16) & 1)) >> 16, U16));
+    case IN_BF16: return store((u16*)at + i, narrow(x));
     case ON_GRID16: return store((int16_t*)at + i, __builtin_convertvector(__builtin_convertvector(x, I), I16));
     default: return store((int8_t*)at + i, __builtin_convertvector(__builtin_convertvector(x, I), I8));
   }
