@@ -52,6 +52,7 @@ and Hadamard transforms in the backward pass)."""
 TUNED: dict[str, dict[str, Any]] = {
     "adamw": {"betas": [0.8, 0.95]},
     "lmd": {"betas": [0.9, 0.95], "sigma": 0.02},
+    "hypentropy": {"betas": [0.9, 0.95]},
     "lion": {"betas": [0.8, 0.95], "weight_decay": 0.2},
 }  # fmt: skip
 """Settings that gained more than 0.02 nats/byte, what a run scatters by, in `lmd_tune.py`; eleven tried for each."""
