@@ -2,7 +2,7 @@
 
 Pre-registered before any row of this file's data was run, but with knowledge of a first round (`lmd_first.jsonl`: AdamW
 and LMD at usual, untuned settings, nine LRs, five formats, seed 0), in which LMD lost. So all were tuned first
-(`lmd_tune.py`: nine LRs and eleven other settings each). All at 0.22 to 0.25 million parameters, 400 steps (ViT 200); each
+(`lmd_tune.py`: nine LRs and fourteen other settings each). All at 0.22 to 0.25 million parameters, 400 steps (ViT 200); each
 optimiser gets seven LRs a factor of 2 apart on seed 0 (equal tuning FLOPs); a format's LR is that of the lowest loss on
 seed 0 in that format (Llama-style, AdamW and LMD) or in fp32 (else); final losses over three seeds, seed 0 among them.
   F1  LMD does not degrade with an MXFP6 forward: its loss in `6/16` minus its own fp32 is below +0.01 nats/byte

@@ -143,7 +143,7 @@ def write() -> None:
     text = [
         "# LMD against AdamW, Lion, Madam and IVON in low precision", "",
         "Setting and pre-registration: `benchmarks/lmd_formats.py`; command: `OMP_NUM_THREADS=1 python benchmarks/lmd_formats.py`. "
-        "Settings beside the LR were tuned before with eleven runs each (`benchmarks/lmd_tune.py`). Losses on held-out data under "
+        "Settings beside the LR were tuned before with fourteen runs each (`benchmarks/lmd_tune.py`). Losses on held-out data under "
         "the formats of training, mean weights where an optimiser samples.", "",
         "## Stability map: loss over LR and format, Llama-style decoder, seed 0", "",
         "![loss over LR and format for AdamW and LMD](lmd.svg)", "",
