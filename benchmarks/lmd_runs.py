@@ -179,7 +179,7 @@ def run(cell: Cell) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def cell(model: str, kind: str, formats: str, log2_lr: int, seed: int, *, steps: int = 400, width: int = 64, depth: int = 4,
+def cell(model: str, kind: str, formats: str, log2_lr: float, seed: int, *, steps: int = 400, width: int = 64, depth: int = 4,
          batch: int = 8, **more: Any) -> Cell:  # fmt: skip
     """A cell of `run`."""
     return {
