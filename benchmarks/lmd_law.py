@@ -89,9 +89,9 @@ def cells() -> list[Cell]:
 
 def picture(rows: list[dict[str, Any]]) -> str:
     """QQ plot of seed 0: sorted values against normal quantiles."""
-    side, colours = 300, {"ln m, LMD": "#2563eb", "ln |w|, LMD": "#93c5fd", "ln |w|, AdamW": "#dc2626"}
+    side, colours = 300, {"ln m, LMD": "#2563eb", "ln m, LMD at a constant LR": "#16a34a", "ln |w|, LMD": "#93c5fd", "ln |w|, AdamW": "#dc2626"}
     want = stats.norm.ppf(np.arange(1, 100) / 100)
-    lines = {"ln m, LMD": ("lmd", "medians_quantiles"), "ln |w|, LMD": ("lmd", "net_quantiles"), "ln |w|, AdamW": ("adamw", "net_quantiles")}
+    lines = {"ln m, LMD": ("lmd", "medians_quantiles"), "ln m, LMD at a constant LR": ("lmd constant", "medians_quantiles"), "ln |w|, LMD": ("lmd", "net_quantiles"), "ln |w|, AdamW": ("adamw", "net_quantiles")}
     parts = [f'<line x1="0" y1="{side}" x2="{side}" y2="0" stroke="#999" stroke-dasharray="4"/>']
     for number, (name, (arm, key)) in enumerate(lines.items()):
         row = next((r for r in rows if r["label"] == {"arm": arm, "seed": 0} and key in r), None)
