@@ -42,17 +42,14 @@ def cell(model: str, kind: str, formats: str, lr: int, seed: int, **size: Any) -
     return lmd_runs.cell(model, kind, formats, lr, seed, optimizer=TUNED.get(kind, {}), **size)
 
 
-def tuning() -> list[Cell]:
-    """Seed 0, every LR: all formats for AdamW and both forms of LMD on the decoder, else fp32."""
-    out = []
-    for formats in ("fp32", "4/16", "6/16", "4/4", "6/6"):
-        for kind in KINDS[:2]:
-            out += [cell("llama", kind, formats, lr, 0, **SIZES["llama"]) for lr in LRS[kind]]
-    for kinds in (KINDS[:2], KINDS[2:5]):
-        for model in SIZES:
-            for kind in kinds:
-                out += [cell(model, kind, "fp32", lr, 0, **SIZES[model]) for lr in LRS[kind]]
-    return out + [cell("llama", "ivon", "fp32", lr, 0, **SIZES["llama"]) for lr in LRS["ivon"]]
+def tuning() -> list[list[Cell]]:
+    """Seed 0, every LR: all formats for AdamW and LMD on the decoder, else fp32; in parts, the ones with claims first."""
+    maps = [cell("llama", kind, formats, lr, 0, **SIZES["llama"]) for formats in ("fp32", "4/16", "6/16", "4/4", "6/6")
+            for kind in KINDS[:2] for lr in LRS[kind]]  # fmt: skip
+    parts = [maps]
+    for models, kinds in ((("gpt2", "vit"), KINDS[:2]), (("llama",), KINDS[2:]), (("gpt2", "vit"), KINDS[2:5])):
+        parts.append([cell(m, kind, "fp32", lr, 0, **SIZES[m]) for m in models for kind in kinds for lr in LRS[kind]])
+    return parts
 
 
 def best(rows: dict[str, dict[str, Any]], model: str, kind: str, formats: str) -> int | None:
@@ -127,12 +124,13 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Tuning first, then the seeds at the LRs found."""
+    """Each part: tuning, then the seeds at the LRs found."""
     args = study.arguments(__doc__ or "")
     name = "lmd_formats"
     if not args.verdict:
-        study.run_cells(name, tuning(), args.workers, lmd_runs.run)
-        study.run_cells(name, finals(study.read(name)), args.workers, lmd_runs.run)
+        for part in tuning():
+            study.run_cells(name, part, args.workers, lmd_runs.run)
+            study.run_cells(name, finals(study.read(name)), args.workers, lmd_runs.run)
     judge(study.read(name))
 
 

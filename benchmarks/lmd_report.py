@@ -137,7 +137,7 @@ def verdicts(rows: Rows) -> list[str]:
 def write() -> None:
     """docs/results/lmd.md and its picture."""
     rows = study.read("lmd_formats")
-    wanted = {study.key(c) for c in (*study_of.tuning(), *study_of.finals(rows))}
+    wanted = {study.key(c) for part in (*study_of.tuning(), study_of.finals(rows)) for c in part}
     rows = {key: row for key, row in rows.items() if key in wanted}
     wide = {kind: valley(rows, kind, "fp32") for kind in ("adamw", "lmd")}
     text = [
