@@ -55,7 +55,7 @@ def picture(rows: Rows) -> str:
         told = f"+{below:g} to {bound:g}" if math.isfinite(bound) else f"above +{below:g}"
         parts.append(f'<rect x="{x}" y="{y - 12}" width="12" height="12" fill="{colour}"/><text x="{x + 16}" y="{y - 2}" font-size="11">{told}</text>')
         x += 92
-    parts.append(f'<text x="{left - 8}" y="{y - 2}" font-size="11" text-anchor="end">over its best fp32</text>')
+    parts.append(f'<text x="{left - 8}" y="{y - 2}" font-size="11" text-anchor="end">over its own best fp32</text>')
     width = left + 7 * box + 20
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y + 10}" font-family="sans-serif">'
             '<rect width="100%" height="100%" fill="white"/>' + "".join(parts) + "</svg>\n")  # fmt: skip
@@ -129,7 +129,7 @@ def verdicts(rows: Rows) -> list[str]:
     for formats in ("4/16", "4/4"):
         wide = [valley(rows, kind, formats) for kind in ("lmd", "adamw")]
         passed = wide[0] - wide[1] >= 1 if None not in wide else None
-        text.append(f"- F5 {NAMES[formats]}: LMD's valley is an octave wider than AdamW's: {wide[0]} against {wide[1]} octaves: **{verdict(passed)}**")
+        text.append(f"- F5 {NAMES[formats]}: LMD's valley is an octave wider than AdamW's: {" against ".join("?" if w is None else f"{w:.1f}" for w in wide)} octaves: **{verdict(passed)}**")
     claim("F6 LMD loses less than 0.02 with MXFP6 in both passes", cost("llama", "lmd", "6/6"), 0.02, True)
     return text
 
