@@ -10,12 +10,12 @@ batches = TokenStream(corpus.train, seq_len=64, batch=8, seed=0)
 held = torch.from_numpy(corpus.val[:6401].astype("int64"))
 
 model = iso.models.Decoder(iso.models.DecoderConfig(width=64, depth=2, scaling="plain"))
-base = iso.Scale(width=64, depth=2)
-plan = iso.plan(model, "complete-d", base=base, optimizer="lmd", hps={"lr": 0.03}, recipe="mxfp6-forward")
+plan = iso.plan(model, "complete-d", base=model, optimizer="lmd", hps={"lr": 0.03}, recipe="mxfp6-forward")
 plan.apply(model, seed=0)
 iso.numerics.convert(model, "mxfp6-forward", plan=plan)
 optimizer = iso.optim.LMD(plan.param_groups(model))  # matrices by LMD, the rest by AdamW
-schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], 150)
+peaks = [group["lr"] for group in optimizer.param_groups]
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, 150, cycle_momentum=False)
 
 for step in range(150):
     ids, targets = map(torch.from_numpy, batches.span(step * 8, 8))

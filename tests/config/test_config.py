@@ -10,7 +10,7 @@ from isoscale import presets
 from isoscale._base.errors import ConfigError, IsoscaleError, ManyErrors
 from isoscale.cli.init import to_toml
 from isoscale.config import RunConfig, Scale, build, known_keys, load
-from isoscale.train.setup import meta_plan
+from isoscale.train.setup import meta_plan, resolved
 
 
 def test_preset_below_file_below_flags_and_each_value_knows_who_set_it(tmp_path):
@@ -183,3 +183,15 @@ def test_any_flags_are_refused_in_words_or_can_be_planned(sets):
 def test_every_accepted_hyperparameter_can_be_planned(hps):
     for name in ("u-mup", "sp"):
         meta_plan(RunConfig().with_values(**{"rules.parametrisation": name, "model.depth": 1, **hps}))
+
+
+def test_a_written_config_leaves_open_what_depends_on_the_optimiser(tmp_path):
+    """`isoscale init`, then another optimiser: its own defaults hold, not AdamW's written out."""
+    file = tmp_path / "my.toml"
+    file.write_text("\n".join(to_toml(RunConfig())))
+    assert "# lr = 1.0" in file.read_text()
+    config = resolved(load(None, "", file, ["optim.name=lmd", "rules.parametrisation=sp"]).config)
+    assert config.hps.lr == 0.02
+    assert max(config.sweep.space["lr"]) == 0.08
+    said = "\n".join(to_toml(RunConfig().with_values(**{"hps.lr": 2.0})))
+    assert "\nlr = 2.0" in said

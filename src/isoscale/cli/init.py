@@ -26,11 +26,12 @@ def _literal(value: Any) -> str:
     return json.dumps(value)
 
 
-def _line(name: str, field: FieldInfo, value: Any) -> str:
+def _line(name: str, field: FieldInfo, value: Any, *, open: bool = False) -> str:
+    """One setting; `open`: as a comment, since its default depends on other settings (on the optimiser)."""
     note = f"  # {field.description}" if field.description else ""
     if value is None:
         return f"# {name} ={note}"
-    return f"{name} = {_literal(value)}{note}"
+    return f"{'# ' if open else ''}{name} = {_literal(value)}{note}"
 
 
 def to_toml(config: RunConfig) -> Iterator[str]:
@@ -45,7 +46,8 @@ def to_toml(config: RunConfig) -> Iterator[str]:
     for title, section in sections:
         yield f"\n[{title}]"
         for name, field in type(section).model_fields.items():
-            yield _line(name, field, getattr(section, name))
+            hangs = title == "hps" or (title, name) == ("sweep", "space")
+            yield _line(name, field, getattr(section, name), open=hangs and name not in section.model_fields_set)
 
 
 def init(

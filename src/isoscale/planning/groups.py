@@ -84,7 +84,8 @@ def scaled_groups(
     for group in groups:
         split: dict[object, dict[str, Any]] = {}
         members: list[Any] = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
-        for parameter in members:
+        for member in members:
+            parameter = member[1] if isinstance(member, tuple) else member  # groups of named parameters
             if parameter not in rows:
                 shape = tuple(getattr(parameter, "shape", ()))
                 raise PlanError("a group holds a parameter that the plan does not know", key="groups", value=shape,

@@ -76,7 +76,9 @@ def sweep(
     corpus = load_corpus(config.data.source, config.data.tokenizer, val_fraction=config.data.val_fraction,
                          cache=Path(config.data.cache) if config.data.cache else None,
                          seq_len=config.data.seq_len)  # fmt: skip
-    meta_plan(config, corpus.vocab)  # a config that no trial could run is refused here
+    meta_plan(config, corpus.vocab)  # a config that no trial could run is refused here, and the largest values too
+    for name, values in config.sweep.space.items():
+        meta_plan(config.with_values(**{f"hps.{name}": max(values)}), corpus.vocab)
     strategy, limit = make(config.sweep, config.seed), affordable(config, corpus.vocab)
     with locked(out):
         claim(out, config, resume=resume, kind="sweep")

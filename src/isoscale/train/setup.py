@@ -41,9 +41,12 @@ def convert(config: RunConfig, model: nn.Module, plan: Plan) -> Recipe:
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """The config with its optimiser's own defaults for the hyperparameters that nobody set."""
+    """The config with its optimiser's own defaults for the hyperparameters, and the LRs of a sweep, that nobody set."""
     own = family(config.optim.name).defaults(by_name(config.rules.parametrisation).unit)
-    left = {f"hps.{name}": value for name, value in own.items() if name not in config.hps.model_fields_set}
+    told = config.hps.model_fields_set
+    left: dict[str, object] = {f"hps.{name}": value for name, value in own.items() if name not in told}
+    if "lr" in own and "space" not in config.sweep.model_fields_set:
+        left["sweep.space"] = {"lr": tuple(own["lr"] * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0))}
     return config.with_values(**left) if left else config
 
 
