@@ -192,6 +192,35 @@ def test_a_gradient_of_zero_moves_nothing() -> None:
         assert not torch.equal(now[1:4], then[1:4])
 
 
+def test_gradient_auto_is_the_papers_for_two_medians_and_the_cheaper_for_one_vector() -> None:
+    found = {}
+    for form in FORMS:
+        for gradient in ("auto", "sample", "median"):
+            p = matrix(16, 16, std=0.5)
+            optimizer = LMD([p], form=form, gradient=gradient, direction="raw", sigma=0.3)
+            for step in range(3):
+                give(p, seed=step)
+                optimizer.step()
+            found[form, gradient] = p.detach().clone()
+    assert torch.equal(found["split", "auto"], found["split", "sample"])
+    assert not torch.equal(found["split", "auto"], found["split", "median"])
+    assert torch.equal(found["hypentropy", "auto"], found["hypentropy", "median"])
+    assert not torch.equal(found["hypentropy", "auto"], found["hypentropy", "sample"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_mean_gives_back_the_sample_of_the_step_at_every_scale(form: str) -> None:
+    for size in range(40):
+        p = matrix(16, 16, std=0.5 + 0.01 * size)
+        optimizer = LMD([p], form=form)
+        give(p)
+        optimizer.step()
+        before = p.detach().clone()
+        with optimizer.mean():
+            assert not torch.equal(p, before)
+        assert torch.equal(p, before)
+
+
 def test_no_weight_moves_by_more_than_a_factor_e() -> None:
     p = matrix(16, 16)
     optimizer = LMD([p], lr=1.0, decay=5.0)
@@ -271,7 +300,7 @@ def test_bad_settings_are_refused_by_name() -> None:
         ({"decay": -1.0}, "decay"), ({"regulariser": "lognormal"}, "log-normal"), ({"form": "hyper"}, "hypentropy"),
         ({"state": "int8"}, "int8-log"), ({"aux": {"learning_rate": 1.0}}, "aux"), ({"samples": 0}, "samples"),
         ({"kernel": "triton"}, "kernel"), ({"form": "hypentropy", "regulariser": "constant"}, "regulariser"),
-        ({"split": "min"}, "split"), ({"offset": 0.0}, "offset"),
+        ({"split": "min"}, "split"), ({"gradient": "mean"}, "gradient"), ({"offset": 0.0}, "offset"),
     ]  # fmt: skip
     for settings, word in cases:
         with pytest.raises(ConfigError, match=word):

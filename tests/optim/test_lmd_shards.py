@@ -126,7 +126,7 @@ def fsdp_saves(rank: int, folder: str) -> None:
     steps(net, optimizer, 0, 3, rank, 2)
     saved = {"optimizer": get_optimizer_state_dict(net, optimizer)}
     with optimizer.mean():
-        saved["model"] = {name: p for name, p in net.state_dict().items()}
+        saved["model"] = dict(net.state_dict())
         dcp.save(saved, checkpoint_id=folder)
 
 

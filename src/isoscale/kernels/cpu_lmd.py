@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import ctypes
 import math
+import struct
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -37,30 +39,8 @@ _LOG2E = 1 / math.log(2)
 _WIDEST = 126  # log2 of momenta
 _REACH = 50.0  # |ln| of what is added to a log
 
-
-class _Draw(ctypes.Structure):
-    """`struct LmdDraw` of lmd.cpp."""
-
-    _fields_ = (
-        *((name, ctypes.c_float) for name in ("noise", "offset", "scale", "spread")), ("keys", ctypes.c_uint32 * 4),
-    )  # fmt: skip
-
-
-class _Lmd(ctypes.Structure):
-    """`struct Lmd` of lmd.cpp."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p * 2) for name in ("medians", "momenta", "given")), ("out", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("n", "start", "inner", "stride")),
-        *((name, ctypes.c_float) for name in (
-            "alpha", "pulled", "rest1", "rest2", "low", "high", "lift", "rate", "cell", "top", "range", "shrink",
-        )),
-        ("now", _Draw), ("next", _Draw), ("rounding", ctypes.c_uint32 * 4),
-        *((name, ctypes.c_int32) for name in (
-            "hyper", "rule", "median", "momentum", "grad", "weight", "raw", "single", "direct", "step", "tame",
-            "threads",
-        )),
-    )  # fmt: skip
+# `struct Lmd` of lmd.cpp: seven addresses, the place, numbers, both draws, keys of rounding, what is done
+_LMD = struct.Struct("@7P 4q 12f 4f4I 4f4I 4I 12i")
 
 
 def covers(spec: Spec, tensors: Iterable[Tensor]) -> bool:
@@ -71,7 +51,17 @@ def covers(spec: Spec, tensors: Iterable[Tensor]) -> bool:
         tensors: all that `step` or `sample` would be given, in any order.
     """
     known = spec.form in FORMS and spec.regulariser in REGULARISERS and (spec.medians in MEDIANS)
-    return known and all(x.device.type == "cpu" and x.dtype in _TYPES and x.is_contiguous() for x in tensors)
+    return known and all(x.is_cpu and x.dtype in _TYPES and x.is_contiguous() for x in tensors)
+
+
+@cache
+def _known(spec: Spec) -> None:
+    for key, known in (("form", FORMS), ("regulariser", REGULARISERS), ("medians", MEDIANS), ("momentum", MOMENTA)):
+        value = getattr(spec, key)
+        if value not in known:
+            raise ConfigError("no such form of a step", key=key, value=value, hint=did_you_mean(value, known))
+    if spec.regulariser == "constant" and spec.form == "hypentropy":
+        raise ConfigError("theta has no constant pull", key="regulariser", value="constant", hint="log-normal")
 
 
 def check(
@@ -83,72 +73,84 @@ def check(
     Raises:
         ConfigError: says what is wrong.
     """
-    for key, known in (("form", FORMS), ("regulariser", REGULARISERS), ("medians", MEDIANS), ("momentum", MOMENTA)):
-        value = getattr(spec, key)
-        if value not in known:
-            raise ConfigError("no such form of a step", key=key, value=value, hint=did_you_mean(value, known))
-    if spec.regulariser == "constant" and spec.form == "hypentropy":
-        raise ConfigError("theta has no constant pull", key="regulariser", value="constant", hint="log-normal")
+    _known(spec)
     groups: list[tuple[str, Sequence[Tensor], int, tuple[torch.dtype, ...]]] = [
         ("medians", medians, spec.vectors, (MEDIANS[spec.medians],)), ("out", (out,), 1, FLOATS),
     ]  # fmt: skip
     if momenta is not None:
         groups.append(("momenta", momenta, spec.vectors, (MOMENTA[spec.momentum],)))
         groups.append(("given", given, spec.vectors if spec.given else 1, FLOATS))
+    shape, device = out.shape, out.device
     for key, tensors, count, dtypes in groups:
         if len(tensors) != count:
             raise ConfigError(f"such a step has {count} of these", key=key, value=len(tensors))
         for x in tensors:
-            if x.dtype not in dtypes or x.shape != out.shape or x.device != out.device or not x.is_contiguous():
-                want = f"contiguous, {tuple(out.shape)}, {' or '.join(map(str, dtypes))}, on {out.device}"
+            if x.dtype not in dtypes or x.shape != shape or x.device != device or not x.is_contiguous():
+                want = f"contiguous, {tuple(shape)}, {' or '.join(map(str, dtypes))}, on {device}"
                 value = (tuple(x.shape), x.dtype)
                 raise ConfigError("a tensor that the kernels cannot take", key=key, value=value, hint=want)
-    if len({x.dtype for x in given}) > 1:
+    if len(given) == 2 and given[0].dtype != given[1].dtype:
         raise ConfigError("both gradients must have one dtype", key="given", value=[x.dtype for x in given])
     if spec.momentum == "log8" and momenta is not None and not abs(float(numbers.range)) <= _WIDEST:
         message = f"the largest 8-bit momentum lies within 2^-{_WIDEST} to 2^{_WIDEST}"
         raise ConfigError(message, key="range", value=float(numbers.range))
 
 
-def _keys(keys: Sequence[Keys]) -> Any:
-    flat = [int(word) & WORD for pair in keys for word in pair]
-    return (ctypes.c_uint32 * 4)(*flat)
+def _keys(keys: Sequence[Keys]) -> tuple[int, ...]:
+    """Four words: of two vectors, or of one and zeros."""
+    (a, b), (c, d) = (*keys, (0, 0), (0, 0))[:2]
+    return int(a) & WORD, int(b) & WORD, int(c) & WORD, int(d) & WORD
 
 
-def _draw(spec: Spec, draw: Draw, centre: float) -> _Draw:
+def _draw(spec: Spec, draw: Draw, centre: float) -> tuple[float | int, ...]:
     """A draw as the kernel takes it: logs to base 2, and the factor of the normals inside theirs."""
+    sigma, lift = float(draw.sigma), float(draw.lift)
     if spec.form == "split":
-        offset = (draw.lift + centre) * _LOG2E
-        return _Draw(noise=draw.sigma * _LOG2E * UNIT, offset=offset, scale=1.0, spread=0.0, keys=_keys(draw.keys))
-    scale, spread = factors(Draw(float(draw.sigma), float(draw.lift), ()))
+        return sigma * _LOG2E * UNIT, (lift + centre) * _LOG2E, 1.0, 0.0, *_keys(draw.keys)
+    scale, spread = factors(Draw(sigma, lift, ()))
     size = math.exp(centre)
-    return _Draw(noise=0.0, offset=0.0, scale=scale * size, spread=spread * size * UNIT, keys=_keys(draw.keys))
+    return 0.0, 0.0, float(scale) * size, float(spread) * size * UNIT, *_keys(draw.keys)
 
 
-def _tame(spec: Spec, numbers: Numbers) -> bool:
+def _tame(spec: Spec, alpha: float, decay: float, centre: float, draws: Sequence[Draw]) -> bool:
     """Whether the kernel need not look: no turn is longer than 1 for logs within LOW to HIGH (and of others no result
     depends on it), and no part is beyond the range of float32."""
     if spec.raw or spec.regulariser != "log-normal":
         return False
-    draws = (numbers.now, numbers.next)
-    reach = max(abs(float(numbers.centre + draw.lift)) + 5 * float(draw.sigma) for draw in draws)
-    return float(numbers.alpha) * (1 - LOW * abs(float(numbers.decay))) <= 1 and reach <= _REACH
+    reach = max(abs(centre + float(draw.lift)) + 5 * float(draw.sigma) for draw in draws)
+    return alpha * (1 - LOW * abs(decay)) <= 1 and reach <= _REACH
 
 
-def _common(spec: Spec, numbers: Numbers, medians: Sequence[Tensor], out: Tensor) -> _Lmd:
-    """What a step and a sample share."""
+def _packed(
+    spec: Spec, numbers: Numbers, medians: Sequence[Tensor], momenta: Sequence[Tensor], given: Sequence[Tensor],
+    out: Tensor,
+) -> bytes:  # fmt: skip
+    """A step, or a sample where there are no momenta, as the kernel takes it."""
     if out.device.type != "cpu":
         raise ConfigError("a tensor on another device than the CPU", key="device", value=str(out.device))
+    alpha, decay, beta1, beta2, sigma, centre, range_ = map(float, numbers[:7])
     _, cell, top = GRIDS.get(spec.medians, (None, 1.0, 0))
-    job = _Lmd(
-        out=out.data_ptr(), n=out.numel(), start=numbers.place.start, inner=max(numbers.place.inner, 1),
-        stride=numbers.place.stride, cell=cell, top=top, hyper=spec.form == "hypentropy",
-        median=_TYPES[MEDIANS[spec.medians]], weight=_TYPES[out.dtype], threads=torch.get_num_threads(),
-        tame=_tame(spec, numbers), next=_draw(spec, numbers.next, float(numbers.centre)),
+    split, rate = spec.form == "split", 2.0 if spec.regulariser == "half-normal" else 1.0
+    now = Draw(0.0, 0.0, numbers.now.keys) if spec.at_median else numbers.now
+    place = numbers.place
+    return _LMD.pack(
+        *_pair(medians), *_pair(momenta), *_pair(given), out.data_ptr(),
+        out.numel(), place.start, max(place.inner, 1), place.stride,
+        alpha, alpha * decay, 1 - beta1, 1 - beta2, LOW if split else -HIGH, HIGH,
+        sigma**2 * (2 if rate == 2 else 0.5) * _LOG2E, rate * _LOG2E, cell, top, range_,
+        2.0**-range_ if spec.momentum == "log8" else 1.0,
+        *_draw(spec, now, centre), *_draw(spec, numbers.next, centre), *_keys(numbers.rounding),
+        not split, REGULARISERS.index(spec.regulariser), _TYPES[MEDIANS[spec.medians]], _TYPES[MOMENTA[spec.momentum]],
+        _TYPES[given[0].dtype] if given else 0, _TYPES[out.dtype], spec.raw, spec.single, spec.given, bool(momenta),
+        _tame(spec, alpha, decay, centre, (numbers.now, numbers.next)), torch.get_num_threads(),
     )  # fmt: skip
-    for i, stored in enumerate(medians):
-        job.medians[i] = stored.data_ptr()
-    return job
+
+
+def _pair(tensors: Sequence[Tensor]) -> tuple[int, int]:
+    """Two addresses; of what is not there 0."""
+    if not tensors:
+        return 0, 0
+    return tensors[0].data_ptr(), tensors[1].data_ptr() if len(tensors) == 2 else 0
 
 
 def step(
@@ -169,25 +171,7 @@ def step(
         ConfigError: an unknown name; tensors of another shape, dtype, layout or device; no compiler.
     """
     check(spec, numbers, medians, momenta, given, out)
-    job = _common(spec, numbers, medians, out)
-    alpha, beta1, beta2, sigma = (float(x) for x in (numbers.alpha, numbers.beta1, numbers.beta2, numbers.sigma))
-    twice = spec.regulariser == "half-normal"
-    decay, job.range = float(numbers.decay), float(numbers.range)
-    job.alpha, job.pulled = alpha, alpha * decay
-    job.rest1, job.rest2 = 1 - beta1, 1 - beta2
-    job.low, job.high = LOW if spec.form == "split" else -HIGH, HIGH
-    job.lift, job.rate = sigma**2 * (2 if twice else 0.5) * _LOG2E, (2 if twice else 1) * _LOG2E
-    job.shrink = 2.0**-job.range if spec.momentum == "log8" else 1.0
-    now = Draw(0.0, 0.0, numbers.now.keys) if spec.at_median else numbers.now
-    job.now = _draw(spec, now, float(numbers.centre))
-    job.rounding = _keys(numbers.rounding)
-    job.rule, job.momentum = REGULARISERS.index(spec.regulariser), _TYPES[MOMENTA[spec.momentum]]
-    job.grad, job.raw, job.single, job.direct, job.step = _TYPES[given[0].dtype], spec.raw, spec.single, spec.given, 1
-    for i, momentum in enumerate(momenta):
-        job.momenta[i] = momentum.data_ptr()
-    for i, u in enumerate(given):
-        job.given[i] = u.data_ptr()
-    library().isoscale_lmd(ctypes.byref(job))
+    library().isoscale_lmd(_packed(spec, numbers, medians, momenta, given, out))
 
 
 def sample(spec: Spec, numbers: Numbers, medians: tuple[Tensor, ...], out: Tensor) -> None:
@@ -203,15 +187,16 @@ def sample(spec: Spec, numbers: Numbers, medians: tuple[Tensor, ...], out: Tenso
         ConfigError: as `step`.
     """
     check(spec, numbers, medians, None, (), out)
-    library().isoscale_lmd(ctypes.byref(_common(spec, numbers, medians, out)))
+    library().isoscale_lmd(_packed(spec, numbers, medians, (), (), out))
 
 
 def _noise(keys: Keys, n: int, place: Any) -> tuple[Tensor, Tensor]:
     """Words int32 [n] and normals float32 [n], by the code that the steps run: for tests."""
     bits, z = torch.empty(n, dtype=torch.int32), torch.empty(n)
-    job = _Lmd(n=n, start=place.start, inner=max(place.inner, 1), stride=place.stride, next=_Draw(keys=_keys((keys,))))
-    call = library().isoscale_lmd_noise
-    call(ctypes.byref(job), ctypes.c_void_p(bits.data_ptr()), ctypes.c_void_p(z.data_ptr()))
+    draw = Draw(0.0, 0.0, (keys,))
+    numbers = Numbers(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, draw, draw, (), place)
+    job = _packed(Spec(form="hypentropy"), numbers, (), (), (), z)
+    library().isoscale_lmd_noise(job, ctypes.c_void_p(bits.data_ptr()), ctypes.c_void_p(z.data_ptr()))
     return bits, z
 
 

@@ -66,6 +66,11 @@ class Spec(NamedTuple):
         """Medians per weight."""
         return 2 if self.form == "split" else 1
 
+    @property
+    def rounds(self) -> bool:
+        """Whether anything is rounded by chance."""
+        return self.medians != "fp32" or self.momentum == "log8"
+
 
 class Draw(NamedTuple):
     """A sample: its sigma and lift (n and l above), and the keys of each vector's normals."""

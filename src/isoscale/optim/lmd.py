@@ -77,7 +77,8 @@ class LMD(torch.optim.Optimizer):
             signs hardly flip.
         split: `max` or `product`: how medians are made of weights.
         direction: `sign`, or `raw`: the parent rule's.
-        gradient: times the positive part of the `sample`, or of the `median`.
+        gradient: times the positive part of the `sample`, or of the `median`; `auto`: the paper's `sample` for `split`,
+            the cheaper `median` for `hypentropy`, which is not the paper's.
         seed: of the noise, the same on every process.
         samples: how often `step(closure)` calls the closure, each time at another sample.
         route: (name, parameter) -> whether LMD trains it; by default tensors of two dimensions and more.
@@ -91,7 +92,7 @@ class LMD(torch.optim.Optimizer):
         self, params: Any, lr: float | Tensor = 0.02, sigma: float = 0.05, betas: Any = (0.9, 0.99), decay: float = 0.1,
         regulariser: str = "log-normal", form: str = "split", state: str = "fp32",
         aux: Mapping[str, Any] | None = None, *, momentum: str = "state", offset: float = 0.1, split: str = "max",
-        direction: str = "sign", gradient: str = "sample", seed: int = 0, samples: int = 1, route: Route | None = None,
+        direction: str = "sign", gradient: str = "auto", seed: int = 0, samples: int = 1, route: Route | None = None,
         kernel: str = "auto",
     ) -> None:  # fmt: skip
         if kernel not in KERNELS:
@@ -259,9 +260,9 @@ class LMD(torch.optim.Optimizer):
     def _move(self, number: int, group: dict[str, Any], p: Tensor, ok: Tensor | None) -> None:
         """Update and next sample of one parameter; where `ok` is false it stays as it is."""
         state, spec = self.state[p], spec_of(group)
-        numbers = numbers_of(group, state, number, place_of(p), captured=torch.compiler.is_compiling(), ok=ok)
-        keys = names(spec)
-        medians, momenta = (tuple(local(state[key]) for key in all_) for all_ in (keys, map(momentum_of, keys)))
+        numbers = numbers_of(group, state, number, place_of(p), spec.rounds, captured=ok is not None, ok=ok)
+        medians = tuple([local(state[key]) for key in names(spec)])
+        momenta = tuple([local(state[momentum_of(key)]) for key in names(spec)])
         given: tuple[Tensor, ...] = (_gradient(p) if ok is None else torch.where(ok, _gradient(p), 0),)
         if p in self._sums:
             logs = tuple(read_log(a) for a in medians)
@@ -296,7 +297,7 @@ class LMD(torch.optim.Optimizer):
             if p.grad is None or not state:
                 continue
             spec, piece = spec_of(group), local(p)
-            numbers = numbers_of(group, state, number, place_of(p))
+            numbers = numbers_of(group, state, number, place_of(p), spec.rounds)
             medians = tuple(local(state[key]) for key in names(spec))
             index = indices(piece.shape, numbers.place, piece.device)
             logs = tuple(read_log(a) for a in medians)
@@ -366,8 +367,8 @@ class LMD(torch.optim.Optimizer):
         for number, group, _, p in self._each():
             state = self.state.get(p)
             if state:
-                numbers = numbers_of(group, state, number, place_of(p))
                 spec = spec_of(group)
+                numbers = numbers_of(group, state, number, place_of(p), spec.rounds)
                 medians = tuple(local(state[key]) for key in names(spec))
                 sample(self.kernel, spec, numbers._replace(next=draw(group, number, state)), medians, local(p))
 

@@ -6,9 +6,10 @@ index in the whole tensor, so that shards, replicas and other world sizes draw t
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -26,32 +27,37 @@ STATES = {"fp32": ("fp32", "fp32"), "bf16": ("log16", "bf16"), "int8-log": ("log
 MOMENTA = {"fp32": torch.float32, "bf16": torch.bfloat16, "log8": torch.int8}
 CHOICES = {
     "form": FORMS, "regulariser": REGULARISERS, "state": tuple(STATES), "split": ("max", "product"),
-    "direction": ("sign", "raw"), "gradient": ("sample", "median"), "momentum": ("state", *MOMENTA),
+    "direction": ("sign", "raw"), "gradient": ("auto", "sample", "median"), "momentum": ("state", *MOMENTA),
 }  # fmt: skip
 _NOISE, _ROUNDING, _FRESH = 0, 2, 4  # streams; of each vector one
+_SILENT = ((0, 0), (0, 0))  # keys of what nothing rounds by
 _HEADROOM = 3.0  # octaves between the largest first gradient and the largest 8-bit momentum
 
 
 @cache
 def _spec(form: str, regulariser: str, state: str, momentum: str, direction: str, gradient: str, single: bool) -> Spec:
     medians, kept = STATES[state]
+    at_median = gradient == "median" or (gradient == "auto" and form == "hypentropy")
     return Spec(form, regulariser, medians, kept if momentum == "state" else momentum, direction == "raw", single,
-                gradient == "median")  # fmt: skip
+                at_median)  # fmt: skip
 
 
 def betas_of(group: Mapping[str, Any]) -> tuple[float, float]:
     """Both betas; one that stands alone is both."""
     betas = group["betas"]
-    if isinstance(betas, int | float):
-        return betas, betas
-    return (betas[0], betas[-1])
+    return (betas, betas) if isinstance(betas, (int, float)) else (betas[0], betas[-1])
 
 
 def spec_of(group: Mapping[str, Any]) -> Spec:
     """The kernel's spec of a group."""
-    single = isinstance(group["betas"], int | float) or len(group["betas"]) == 1
-    keys = ("form", "regulariser", "state", "momentum", "direction", "gradient")
-    return _spec(*(group[key] for key in keys), single)
+    betas = group["betas"]
+    return _spec(group["form"], group["regulariser"], group["state"], group["momentum"], group["direction"],
+                 group["gradient"], isinstance(betas, (int, float)) or len(betas) == 1)  # fmt: skip
+
+
+def vectors_of(group: Mapping[str, Any]) -> int:
+    """Medians per weight."""
+    return 2 if group["form"] == "split" else 1
 
 
 def check_group(group: Mapping[str, Any]) -> None:
@@ -95,7 +101,8 @@ def check_lr(lr: object) -> None:
 
 def local(x: Tensor) -> Tensor:
     """This process's piece, detached; a plain tensor is its own."""
-    x = x.detach()
+    if x.requires_grad:
+        x = x.detach()
     return x.to_local() if isinstance(x, DTensor) else x
 
 
@@ -106,7 +113,8 @@ def place_of(x: Tensor) -> Place:
         ConfigError: a sharding whose pieces are no regular part of the whole.
     """
     if not isinstance(x, DTensor):
-        return Place(0, max(1, x.numel()), max(1, x.numel()))
+        n = max(1, x.numel())
+        return Place(0, n, n)
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     shape, offset = compute_local_shape_and_global_offset(x.shape, x.device_mesh, x.placements)
@@ -185,50 +193,61 @@ def momentum_of(key: str) -> str:
     return "momentum" + key.removeprefix("log").removeprefix("theta")
 
 
-def _keys(group: Mapping[str, Any], number: int, stream: int, draws: Any, count: int) -> tuple[Any, ...]:
-    return tuple(step_keys(base_keys(group["seed"], number, stream + at), draws) for at in range(count))
+_base_keys = lru_cache(maxsize=16384)(base_keys)
+
+
+def _all_keys(seed: int, number: int, stream: int, draws: Any, count: int) -> tuple[Any, ...]:
+    return tuple(step_keys(_base_keys(seed, number, stream + at), draws) for at in range(count))
+
+
+_known_keys = lru_cache(maxsize=4096)(_all_keys)  # a draw is asked for by the step that makes it, and by the next one
+
+
+def _keys(group: Mapping[str, Any], number: int, stream: int, draws: Any) -> tuple[Any, ...]:
+    """Keys of the normals, or of the rounding, of each vector."""
+    make = _known_keys if isinstance(draws, int) else _all_keys
+    return make(group["seed"], number, stream, draws, vectors_of(group))
 
 
 def mean_draw(group: Mapping[str, Any]) -> Draw:
     """The mean weights: no noise, and the factor e^(sigma^2 / 2) of a log-normal's mean over its median."""
-    return Draw(0.0, group["sigma"] ** 2 / 2, ((0, 0),) * spec_of(group).vectors)
+    return Draw(0.0, group["sigma"] ** 2 / 2, ((0, 0),) * vectors_of(group))
 
 
 def fresh_draw(group: Mapping[str, Any], number: int, draws: int, which: int) -> Draw:
     """A sample that training does not see."""
-    count = spec_of(group).vectors
-    return Draw(group["sigma"], 0.0, _keys(group, number, _FRESH + 2 * which, draws, count))
+    return Draw(group["sigma"], 0.0, _keys(group, number, _FRESH + 2 * which, draws))
 
 
 def current_draw(group: Mapping[str, Any], number: int, draws: Any, noise: Any) -> Draw:
     """The sample that the parameter holds between steps; the first one is the mean."""
-    count = spec_of(group).vectors
-    lift = group["sigma"] ** 2 / 2
+    lift, keys = group["sigma"] ** 2 / 2, _keys(group, number, _NOISE, draws)
     if isinstance(noise, Tensor):
-        return Draw(noise, torch.where(noise == 0, lift, 0.0), _keys(group, number, _NOISE, draws, count))
-    return Draw(noise, 0.0 if noise else lift, _keys(group, number, _NOISE, draws, count))
+        return Draw(noise, torch.where(noise == 0, lift, 0.0), keys)
+    return Draw(noise, 0.0 if noise else lift, keys)
 
 
 def numbers_of(
-    group: Mapping[str, Any], state: Mapping[str, Tensor], number: int, place: Place, *, captured: bool = False,
-    ok: Tensor | None = None,
+    group: Mapping[str, Any], state: Mapping[str, Tensor], number: int, place: Place, rounds: bool, *,
+    captured: bool = False, ok: Tensor | None = None,
 ) -> Numbers:  # fmt: skip
     """The numbers of a step that draws one sample more, or none where `ok` is false.
 
-    `captured`: 0-d tensors in place of Python numbers.
+    `rounds`: whether anything is rounded by chance. `captured`: 0-d tensors in place of Python numbers.
     """
     take = (lambda x: x) if captured else Tensor.item
     draws, noise, centre = (take(state[key]) for key in ("draws", "noise", "centre"))
     range_ = take(state["range"]) if "range" in state else 0.0
     beta1, beta2 = betas_of(group)
-    count = spec_of(group).vectors
     now, coming = current_draw(group, number, draws, noise), draws + (1 if ok is None else ok.to(torch.int64))
     sigma: Any = group["sigma"]
     lift: Any = 0.0
     if ok is not None:
         sigma, lift = torch.where(ok, sigma, now.sigma), torch.where(ok, 0.0, now.lift)
+    elif not captured:
+        sigma = ctypes.c_float(sigma).value  # as it is stored: `redraw` then makes the same bits
     return Numbers(
         group["lr"] if captured else float(group["lr"]), group["decay"], beta1, beta2, group["sigma"], centre, range_,
-        now=now, next=Draw(sigma, lift, _keys(group, number, _NOISE, coming, count)),
-        rounding=_keys(group, number, _ROUNDING, coming, count), place=place,
+        now=now, next=Draw(sigma, lift, _keys(group, number, _NOISE, coming)),
+        rounding=_keys(group, number, _ROUNDING, coming) if rounds else _SILENT, place=place,
     )  # fmt: skip
