@@ -129,7 +129,8 @@ def verdicts(rows: Rows) -> list[str]:
     for formats in ("4/16", "4/4"):
         wide = [valley(rows, kind, formats) for kind in ("lmd", "adamw")]
         passed = wide[0] - wide[1] >= 1 if None not in wide else None
-        text.append(f"- F5 {NAMES[formats]}: LMD's valley is an octave wider than AdamW's: {" against ".join("?" if w is None else f"{w:.1f}" for w in wide)} octaves: **{verdict(passed)}**")
+        said = " against ".join("?" if w is None else f"{w:.1f}" for w in wide)
+        text.append(f"- F5 {NAMES[formats]}: LMD's valley is an octave wider than AdamW's: {said} octaves: **{verdict(passed)}**")
     claim("F6 LMD loses less than 0.02 with MXFP6 in both passes", cost("llama", "lmd", "6/6"), 0.02, True)
     return text
 

@@ -45,7 +45,7 @@ CASES: dict[str, tuple[dict[str, Any], int, float | None, float | None]] = {
     "one vector, fp32": ({"form": "hypentropy"}, 28, 1.6, 1.2),
     "one vector, bf16 momenta": ({"form": "hypentropy", "momentum": "bf16"}, 24, 1.6, 1.2),
     "two vectors, fp32, gradient at the median": ({"gradient": "median"}, 44, None, None),
-    "one vector, fp32, gradient at the median": ({"form": "hypentropy", "gradient": "median"}, 28, None, None),
+    "one vector, fp32, gradient at the sample": ({"form": "hypentropy", "gradient": "sample"}, 28, None, None),
     "two vectors, state bf16": ({"state": "bf16"}, 28, None, None),
     "two vectors, state int8-log": ({"state": "int8-log"}, 20, None, None),
     "one vector, state int8-log": ({"form": "hypentropy", "state": "int8-log"}, 16, None, None),

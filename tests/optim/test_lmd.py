@@ -350,3 +350,29 @@ def test_sparse_and_complex_are_refused() -> None:
         optimizer.step()
     with pytest.raises(ConfigError, match="complex"):
         LMD([nn.Parameter(torch.randn(4, 4, dtype=torch.complex64))])
+
+
+def test_groups_that_are_another_optimisers_or_misspelt_are_refused() -> None:
+    layer = nn.Linear(4, 4)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"eps": 1e-8, "weight_decay": 0.1, "betas": (0.9, 0.95)}, "AdamW's"), ({"weight_decay": 0.0}, "decay"),
+        ({"sigmaa": 0.1}, "sigma"), ({"optimizer": "lmd", "weight_decay": 0.0}, "decay"),
+    ]  # fmt: skip
+    for more, word in cases:
+        with pytest.raises(ConfigError, match=word):
+            LMD([{"params": layer.parameters(), **more}])
+    with pytest.raises(ConfigError, match="split_parameters"):
+        LMD(list(layer.state_dict()))
+    broken = nn.Linear(4, 4)
+    broken.weight.data[0, 0] = math.nan
+    with pytest.raises(ConfigError, match="weight is not finite"):
+        LMD(broken.named_parameters())
+
+
+def test_an_empty_matrix_is_no_trouble() -> None:
+    empty, p = nn.Parameter(torch.zeros(0, 4)), matrix(4, 4)
+    optimizer = LMD([empty, p])
+    empty.grad = torch.zeros(0, 4)
+    give(p)
+    optimizer.step()
+    assert int(optimizer.state[p]["draws"]) == 1

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -132,6 +133,7 @@ class LMD(torch.optim.Optimizer):
             ConfigError: an unknown `optimizer`, complex parameters, a matrix of zeros, settings that cannot be meant.
         """
         given = param_group["params"]
+        _check_keys(param_group, self.defaults)
         members = [given] if isinstance(given, Tensor) else list(given)
         kind = param_group.get("optimizer")
         if kind not in (None, "lmd", "adamw"):
@@ -148,6 +150,9 @@ class LMD(torch.optim.Optimizer):
 
     def _routed(self, member: Any) -> str:
         name, p = member if isinstance(member, tuple) else ("", member)
+        if not isinstance(p, Tensor):
+            raise ConfigError("LMD takes parameters, named parameters or groups of them", key="params", value=type(p),
+                              hint="iso.optim.split_parameters(model), or plan.param_groups(model)")  # fmt: skip
         return "lmd" if (self.route(name, p) if self.route else p.dim() >= 2) else "adamw"
 
     def _add(self, group: dict[str, Any]) -> None:
@@ -244,7 +249,7 @@ class LMD(torch.optim.Optimizer):
     def _prepare(self, wanted: Callable[[Tensor], bool]) -> None:
         """State for what has none yet; left out while a gradient is all zero and an 8-bit momentum wants its range."""
         for number, group, at, p in self._each():
-            if wanted(p) and not self.state.get(p):
+            if wanted(p) and p.numel() and not self.state.get(p):
                 made = new_state(p, group, self._name(group, at), number)
                 if made is not None:
                     self.state[p].update(made)
@@ -398,6 +403,20 @@ class LMD(torch.optim.Optimizer):
         self.redraw()
 
 
+def _check_keys(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuses keys of a group that would be passed over in silence: another optimiser's, and slips of the pen."""
+    kind = group.get("optimizer")
+    if kind is None and "eps" in group:
+        raise ConfigError("a group with eps is AdamW's, and its lr is no log unit", key="optimizer",
+                          hint="iso.plan(..., optimizer='lmd'), or optimizer='adamw' in that group")  # fmt: skip
+    if kind != "adamw" and "weight_decay" in group:
+        raise ConfigError("LMD's decay is another quantity", key="weight_decay", hint="decay")
+    for key in group.keys() - {*known, *AUX, "params", "param_names", "optimizer"}:
+        near = get_close_matches(key, known, 1, 0.8)
+        if near:
+            raise ConfigError("no such setting of a group", key=key, hint=f"did you mean {near[0]!r}?")
+
+
 def _has_gradient(p: Tensor) -> bool:
     return p.grad is not None
 
@@ -410,7 +429,11 @@ def _gradient(p: Tensor) -> Tensor:
 def _check(name: str, p: Tensor) -> None:
     if p.is_complex():
         raise ConfigError(f"{name} is complex", key=name, value=str(p.dtype), hint="a group with optimizer='adamw'")
-    if p.requires_grad and not p.is_meta and p.numel() and not local(p).any() and not p.detach().abs().any():
+    if p.is_meta or not p.numel():
+        return
+    if not bool(torch.isfinite(local(p)).all()):
+        raise ConfigError(f"{name} is not finite", key=name, hint="initialise or load the weights first")
+    if p.requires_grad and not local(p).any() and not p.detach().abs().any():
         raise ConfigError(
             f"{name} is all zeros: its medians have no scale", key=name, value=0.0,
             hint="start it from a normal init, or train it with AdamW: a group with optimizer='adamw'",
