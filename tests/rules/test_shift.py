@@ -20,7 +20,7 @@ HPS = {"sigma": 0.1, "lr_rest": 1.0, "lr": 0.03, "weight_decay": 0.3, "eps": 1e-
 MAKE: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
     "adamw": lambda groups: torch.optim.AdamW(groups, betas=(0.9, 0.95)),
     "sgd": torch.optim.SGD,
-    "lmd": lambda groups: LMD(groups, sigma=0.1),
+    "lmd": lambda groups: LMD([{"params": group["params"], "lr": group["lr"], "decay": group["weight_decay"]} for group in groups], sigma=0.1),
     "madam": lambda groups: Madam([{"params": group["params"], "lr": group["lr"]} for group in groups]),
 }
 FANS = {"hidden": (24, 16), "readout": (16, 3)}
