@@ -13,7 +13,7 @@
 #include "threads.h"
 
 enum { LOG_NORMAL, CONSTANT, HALF_NORMAL, EXPONENTIAL };  // regulariser
-static const float LOG2E = 0x1.715476p0f, TINY = 0x1p-126f;
+static const float LOG2E = 0x1.715476p0f, ROOT2 = 0x1.6a09e6p0f, TINY = 0x1p-126f;
 
 struct LmdDraw {  // mirrored field by field in cpu_lmd.py, as Lmd
   float noise, offset, scale, spread;  // exponent: log2(e) a + noise bell + offset; scale and spread: of theta only
@@ -32,6 +32,7 @@ extern "C" struct Lmd {
 };
 
 static const int BLOCK = 256;  // elements that go through a stage at once
+static const int LINES = BLOCK / LANES;
 static const i64 UNIT_OF_WORK = 1024;
 struct Arrays { char *a[2], *v[2], *g[2], *out; };
 struct alignas(64) Room {  // of a block
@@ -83,7 +84,7 @@ template <class K> static INLINE void gradients(const K& k, const Arrays& p, i64
     } else {
       Hyper h = hyper(a[0] + l);
       F slope = all(d.scale);
-      if (d.spread != 0.f) slope = fma(back_root(h.square) * d.spread * h.net, load<F>(r.z[0] + l), slope);
+      if (d.spread != 0.f) slope = fma(back_root(h.square) * (d.spread * ROOT2) * h.net, load<F>(r.z[0] + l), slope);
       store(r.z[0] + l, g * h.gross * slope);
     }
   }
@@ -98,7 +99,7 @@ static INLINE void weights(const K& k, const Arrays& p, i64 i, int n, float* con
     } else {
       Hyper h = hyper(a[0] + l);
       w = h.net * d.scale;
-      if (d.spread != 0.f) w = fma(root(h.square) * d.spread, load<F>(r.z[0] + l), w);
+      if (d.spread != 0.f) w = fma(root(h.square) * (d.spread * ROOT2), load<F>(r.z[0] + l), w);
     }
     write(p.out, i + l, k.weight(), w);
   }
@@ -162,53 +163,80 @@ static INLINE void moves(const K& k, const Arrays& p, i64 i, int n, int side, fl
 
 // ---- the walk
 
-struct Walk {  // the index of an element is start + (i / inner) stride + i % inner
+struct Walk {  // the index of an element is start + (i / inner) stride + i % inner; a line is 16 indices
   i64 inner, stride, left;  // left: elements in this row
   u64 index;
-  bool even;  // this block: one row, and one high half
+  bool even;  // this block: one row, whole lines, and one high half of their numbers
   u32 first, above;
-  alignas(64) u32 low[BLOCK], high[BLOCK];  // of an uneven one: low halves, and HIGH times the high ones
+  alignas(64) u32 low[BLOCK], high[BLOCK], lane[BLOCK];  // of an uneven one, by element
   Walk(const Lmd& j, i64 i) {
     inner = j.inner, stride = j.stride, left = j.inner - i % j.inner;
     index = (u64)(j.start + i / j.inner * j.stride + i % j.inner);
   }
   void next() {
-    first = (u32)index, above = (u32)(index >> 32) * HIGH, even = left > BLOCK && first <= 0u - BLOCK;
+    u64 line = index / LANES;
+    first = (u32)line, above = (u32)(line >> 32) * HIGH;
+    even = left > BLOCK && index % LANES == 0 && first <= 0u - LINES;
     if (even) {
       left -= BLOCK, index += BLOCK;
       return;
     }
     for (int l = 0; l < BLOCK; l++) {
-      low[l] = (u32)index, high[l] = (u32)(index >> 32) * HIGH;
+      low[l] = (u32)(index / LANES), high[l] = (u32)(index / LANES >> 32) * HIGH, lane[l] = index % LANES;
       index++;
       if (--left == 0) left = inner, index += (u64)(stride - inner);
     }
   }
 };
 
-typedef const char* const* Ahead;  // two addresses to fetch
-// LEVEL: the index plus the first key has the same upper half all over the block, so a round of the hash begins with
-// one xor. EVEN: see Walk.
-template <bool BELLS, bool EVEN, bool LEVEL>
-static INLINE void noise_of(const Walk& walk, const u32* keys, void* out, Ahead ahead) {
-  const u32 first = walk.first + keys[0], above = LEVEL ? walk.above ^ ((first ^ walk.above) >> 16) : walk.above;
-  U counter = {};
-  for (int l = 0; l < WIDTH; l++) counter[l] = first + l;
-  for (int l = 0; l < BLOCK; l += WIDTH, counter += WIDTH) {
-    __builtin_prefetch(ahead[0] + l * 4, 0, 2), __builtin_prefetch(ahead[1] + l * 4, 0, 2);
-    U h = EVEN ? counter ^ above : (load<U>(walk.low + l) + keys[0]) ^ load<U>(walk.high + l);
-    h = words(LEVEL ? h : h ^ (h >> 16), keys[1]);
-    if (BELLS) store((float*)out + l, bell(h));
-    else store((u32*)out + l, h);
+struct Stream {  // what its words are made of, and where they go
+  u32 keys[2];
+  alignas(64) u32 flip[LANES], times[LANES], lines[LINES];  // of the lanes, of the lines of an even block
+  Stream() {}
+  Stream(const u32* k) {
+    keys[0] = k[0], keys[1] = k[1];
+    for (int l = 0; l < LANES; l++) lane_keys(k[1], l, flip + l, times + l);
+  }
+  void next(const Walk& walk) {
+    for (int l = 0; l < LINES; l += WIDTH) {
+      U line = count() + (walk.first + l + keys[0]);
+      store(lines + l, mix(line ^ walk.above, keys[1]));
+    }
+  }
+};
+
+typedef const char* const* Ahead;  // SIDES + 1 addresses to fetch
+template <bool BELLS, int SIDES, bool EVEN>
+static INLINE void noise_of(const Walk& walk, const Stream* s, void* out, Ahead ahead) {
+  for (int l = 0; l < BLOCK; l += WIDTH) {
+#pragma GCC unroll 3
+    for (int at = 0; at <= SIDES; at++) __builtin_prefetch(ahead[at] + l * 4, 0, 2);
+#pragma GCC unroll 2
+    for (int side = 0; side < SIDES; side++) {
+      U flip, times, line;
+      if (EVEN) {
+        flip = load<U>(s[side].flip + l % LANES), times = load<U>(s[side].times + l % LANES);
+        line = s[side].lines[l / LANES] - U{};
+      } else {
+        line = mix((load<U>(walk.low + l) + s[side].keys[0]) ^ load<U>(walk.high + l), s[side].keys[1]);
+        for (int at = 0; at < WIDTH; at++)
+          flip[at] = s[side].flip[walk.lane[l + at]], times[at] = s[side].times[walk.lane[l + at]];
+      }
+      U h = words(line, flip, times);
+      if (BELLS) store((float*)out + side * BLOCK + l, bell(h));
+      else store((u32*)out + side * BLOCK + l, h);
+    }
   }
 }
-template <bool BELLS> static INLINE void noise(const Walk& walk, const u32* keys, void* out, Ahead ahead) {
-  if (!walk.even) noise_of<BELLS, false, false>(walk, keys, out, ahead);
-  else if (((walk.first + keys[0]) & 0xffffu) <= 0x10000u - BLOCK) noise_of<BELLS, true, true>(walk, keys, out, ahead);
-  else noise_of<BELLS, true, false>(walk, keys, out, ahead);
+template <bool BELLS, int SIDES> static INLINE void noise(const Walk& walk, Stream* s, void* out, Ahead ahead) {
+  for (int side = 0; side < SIDES && walk.even; side++) s[side].next(walk);
+  if (walk.even) noise_of<BELLS, SIDES, true>(walk, s, out, ahead);
+  else noise_of<BELLS, SIDES, false>(walk, s, out, ahead);
 }
 
-template <class K> static INLINE void block(const K& k, const Arrays& p, i64 i, int n, Walk& walk) {
+struct Streams { Stream now[2], next[2], rounding[2]; };
+template <class K>
+static INLINE void block(const K& k, const Arrays& p, i64 i, int n, Walk& walk, Streams& streams) {
   const Lmd& j = k.j;
   Room r;
   float* a[2];
@@ -222,19 +250,19 @@ template <class K> static INLINE void block(const K& k, const Arrays& p, i64 i, 
     a[s] = median == IN_FP32 ? (float*)p.a[s] + i : r.logs[s];
     for (int l = 0; median != IN_FP32 && l < n; l += WIDTH) store(a[s] + l, read(p.a[s], i + l, median) * j.cell);
   }
+  const i64 m = b * size_of(k.momentum()), q = b * size_of(median);
+  const char* first[3] = {p.g[0] + b * size_of(k.grad()), p.v[0] + m, p.v[1] + m};
+  const char* second[3] = {p.out + b * size_of(k.weight()), p.a[0] + q, p.a[1] + q};
   if (k.step()) {
-    for (int s = 0; s < sides; s++) {
-      const char *v = p.v[s] + b * size_of(k.momentum()), *ahead[2] = {v, s ? v : p.g[0] + b * size_of(k.grad())};
-      if (now) noise<true>(walk, j.now.keys[s], r.z[s], ahead);
-      if (grids) noise<false>(walk, j.rounding[s], r.rounding[s], ahead);
-    }
+    if (now && k.hyper()) noise<true, 1>(walk, streams.now, r.z, first);
+    if (now && !k.hyper()) noise<true, 2>(walk, streams.now, r.z, first);
+    if (grids && k.hyper()) noise<false, 1>(walk, streams.rounding, r.rounding, first);
+    if (grids && !k.hyper()) noise<false, 2>(walk, streams.rounding, r.rounding, first);
     gradients(k, p, i, n, a, r);
     for (int s = 0; s < sides; s++) moves(k, p, i, n, s, a[s], r);
   }
-  for (int s = 0; s < sides; s++) {
-    const char *logs = p.a[s] + b * size_of(median), *ahead[2] = {logs, s ? logs : p.out + b * size_of(k.weight())};
-    if (next) noise<true>(walk, j.next.keys[s], r.z[s], ahead);
-  }
+  if (next && k.hyper()) noise<true, 1>(walk, streams.next, r.z, second);
+  if (next && !k.hyper()) noise<true, 2>(walk, streams.next, r.z, second);
   weights(k, p, i, n, a, r);
 }
 
@@ -246,7 +274,12 @@ template <class K> static void lmd_work(void* what, i64 from, i64 to, int) {
   for (int s = 0; s < 2; s++) p.a[s] = (char*)j.medians[s], p.v[s] = (char*)j.momenta[s], p.g[s] = (char*)j.given[s];
   p.out = (char*)j.out;
   Walk walk(j, i);
-  for (; i + BLOCK <= end; i += BLOCK) block(k, p, i, BLOCK, walk);
+  Streams streams;
+  for (int s = 0; s < (j.hyper ? 1 : 2); s++) {
+    streams.now[s] = Stream(j.now.keys[s]), streams.next[s] = Stream(j.next.keys[s]);
+    streams.rounding[s] = Stream(j.rounding[s]);
+  }
+  for (; i + BLOCK <= end; i += BLOCK) block(k, p, i, BLOCK, walk, streams);
   if (i == end) return;
   alignas(64) char room[7][4 * BLOCK] = {};
   char **real = (char**)&p, **copy = (char**)&q;  // the rest: the same, on copies
@@ -256,7 +289,7 @@ template <class K> static void lmd_work(void* what, i64 from, i64 to, int) {
     copy[b] = room[b];
     if (real[b]) memcpy(room[b], real[b] + i * size, (end - i) * size);
   }
-  block(k, q, 0, BLOCK, walk);
+  block(k, q, 0, BLOCK, walk, streams);
   for (int b = 0; b < 7; b++) {
     i64 size = size_of(types[b]);
     if (real[b] && b != 4 && b != 5) memcpy(real[b] + i * size, room[b], (end - i) * size);
@@ -283,14 +316,15 @@ extern "C" void isoscale_lmd(const Lmd* j) {
 // The words and normals of `j->next.keys[0]` at the place of j, as the steps have them: for tests.
 extern "C" void isoscale_lmd_noise(const Lmd* j, u32* bits, float* normals) {
   Walk walk(*j, 0);
-  const char* ahead[2] = {(char*)bits, (char*)normals};
+  const char* ahead[2] = {};
+  Stream stream(j->next.keys[0]);
   alignas(64) u32 h[BLOCK];
   alignas(64) float z[BLOCK];
   for (i64 i = 0; i < j->n; i += BLOCK) {
     i64 bytes = 4 * least<i64>(BLOCK, j->n - i);
     walk.next();
-    noise<false>(walk, j->next.keys[0], h, ahead);
-    noise<true>(walk, j->next.keys[0], z, ahead);
+    noise<false, 1>(walk, &stream, h, ahead);
+    noise<true, 1>(walk, &stream, z, ahead);
     for (int l = 0; l < BLOCK; l++) z[l] *= UNIT;
     memcpy(bits + i, h, bytes), memcpy(normals + i, z, bytes);
   }

@@ -87,11 +87,25 @@ static INLINE i64 size_of(int type) { return type == IN_FP32 ? 4 : type == ON_GR
 static const u32 FIRST = 0x21F0AAADu, SECOND = 0x735A2D97u, HIGH = 0x9E3779B1u;
 static const float CUBIC = 1112070.f, UNIT = 0x1.8cc878p-28f;
 
-// h: the index's low half + the first key, ^ HIGH times its high half; that ^ its upper half.
-static INLINE U words(U h, u32 key) {
-  h = h * FIRST;
+static const int LANES = 16;
+
+template <class H> static INLINE H mix(H h, u32 key) {  // h: a low half + the first key, ^ HIGH times the high half
+  h = (h ^ (h >> 16)) * FIRST;
   h = ((h ^ (h >> 15)) + key) * SECOND;
   return h ^ (h >> 15);
+}
+static INLINE void lane_keys(u32 key, u32 lane, u32* flip, u32* times) {
+  *flip = mix(key + lane * 0x9E3779B9u, 0u);
+  *times = (*flip >> 16 | *flip << 16) | 1u;
+}
+static INLINE U words(U line, U flip, U times) {  // of the hash of a line, and the keys of the lanes
+  U h = (line ^ flip) * times;
+  return (h ^ (h >> 16)) * SECOND;
+}
+static INLINE U count() {
+  U c = {};
+  for (int l = 0; l < WIDTH; l++) c[l] = l;
+  return c;
 }
 static INLINE F bell(U h) {  // normal numbers but for the factor UNIT; s s + CUBIC is exact, fused or not
 #if WIDTH == 16 && defined(__AVX512VNNI__)
@@ -161,23 +175,24 @@ static INLINE Pair powers(F y) {  // 2^y and 2^-y
 #endif
 }
 
-static INLINE F back_root(F x) {  // 1 / sqrt(x) within 2 ulp
+// 1 / sqrt(2 x) and sqrt(x / 2) within 2 ulp: so halved, a step of Newton's is a product less.
+static INLINE F back_root(F x) {
 #if WIDTH == 16
-  F y = (F)_mm512_rsqrt14_ps((__m512)x);
-  return fma(y * 0.5f, less(x * y, y, all(1.f)), y);
+  F y = (F)_mm512_rsqrt14_ps((__m512)(x + x));
+  return y * less(x * y, y, all(1.5f));
 #else
   F y;
-  for (int j = 0; j < WIDTH; j++) y[j] = 1.f / __builtin_sqrtf(x[j]);
+  for (int j = 0; j < WIDTH; j++) y[j] = 1.f / __builtin_sqrtf(x[j] + x[j]);
   return y;
 #endif
 }
 static INLINE F root(F x) {
 #if WIDTH == 16
-  F y = (F)_mm512_rsqrt14_ps((__m512)x), r = x * y;
-  return fma(r * 0.5f, less(r, y, all(1.f)), r);
+  F y = (F)_mm512_rsqrt14_ps((__m512)(x + x)), r = x * y;
+  return r * less(r, y, all(1.5f));
 #else
   F y;
-  for (int j = 0; j < WIDTH; j++) y[j] = __builtin_sqrtf(x[j]);
+  for (int j = 0; j < WIDTH; j++) y[j] = __builtin_sqrtf(x[j] * 0.5f);
   return y;
 #endif
 }

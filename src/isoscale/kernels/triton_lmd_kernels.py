@@ -15,13 +15,20 @@ from isoscale.kernels.triton_kernels import _bits, _number, _read, _write
 
 
 @triton.jit
-def _words(index, k0, k1):
-    h = (index & 0xFFFFFFFF).to(tl.uint32) + tl.cast(k0, tl.uint32)
-    h = h ^ ((index >> 32) & 0xFFFFFFFF).to(tl.uint32) * 0x9E3779B1
+def _mix(h, key):
     h = (h ^ (h >> 16)) * 0x21F0AAAD
-    h = (h ^ (h >> 15)) + tl.cast(k1, tl.uint32)
-    h = h * 0x735A2D97
+    h = ((h ^ (h >> 15)) + key) * 0x735A2D97
     return h ^ (h >> 15)
+
+
+@triton.jit
+def _words(index, k0, k1):
+    line, key = index >> 4, tl.cast(k1, tl.uint32)
+    h = (line & 0xFFFFFFFF).to(tl.uint32) + tl.cast(k0, tl.uint32)
+    h = _mix(h ^ ((line >> 32) & 0xFFFFFFFF).to(tl.uint32) * 0x9E3779B1, key)
+    flip = _mix((index & 15).to(tl.uint32) * 0x9E3779B9 + key, 0)
+    h = (h ^ flip) * ((flip >> 16) | (flip << 16) | 1)
+    return (h ^ (h >> 16)) * 0x735A2D97
 
 
 @triton.jit
