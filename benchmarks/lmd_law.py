@@ -24,6 +24,7 @@ import study
 import torch
 from lmd_runs import build, corpus, loss_of, optimizer
 from scipy import stats
+from lmd_runs import NOISE
 from study import Cell, publish, verdict
 
 from isoscale.optim import LMD, lr_factor, split_parameters
@@ -117,7 +118,7 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
 
     text = ["# The law of LMD's medians, and what bounds weights", "",
             "Setting and pre-registration: `benchmarks/lmd_law.py`; command: `OMP_NUM_THREADS=1 python benchmarks/lmd_law.py`. "
-            "r: correlation of the sorted logs with normal quantiles; 1 is log-normal.", "",
+            "r: correlation of the sorted logs with normal quantiles; 1 is log-normal." + NOISE, "",
             "| arm | seeds | loss, last 100 steps | r of ln m | sd of ln m, by matrix | r of ln \\|w\\| | max \\|w\\| at 500, 1000, 1500 steps | growth over the last third |",
             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for arm in ARMS:

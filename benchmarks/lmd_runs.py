@@ -56,6 +56,10 @@ TUNED: dict[str, dict[str, Any]] = {
     "lion": {"betas": [0.8, 0.8], "weight_decay": 0.2},
 }  # fmt: skip
 """Settings that gained more than 0.02 nats/byte, what a run scatters by, in `lmd_tune.py`."""
+NOISE = (" LMD's first rows were made while its noise was hashed element by element (now one hash serves sixteen; the same "
+         "distribution, other bits), and the one-vector form's first rows with `gradient=\"sample\"`, where the median is "
+         "the default now.")
+"""A word on every page that has such rows."""
 AUX = {"lmd": 0.15, "hypentropy": 0.15, "madam": 0.3}
 """LR of AdamW for what an optimiser does not train, over its own."""
 LRS = {"adamw": range(-12, -3), "lmd": range(-9, 0), "hypentropy": range(-9, 0), "lion": range(-14, -5),

@@ -27,6 +27,7 @@ import numpy as np
 import study
 from lmd_formats import interval, paired
 from lmd_runs import cell
+from lmd_runs import NOISE
 from study import Cell, publish, verdict
 
 NEAREST, CHANCE = "nearest-even", "stochastic"
@@ -92,7 +93,7 @@ def judge(rows: dict[str, dict[str, Any]]) -> None:
     """Table and verdicts into docs/results/lmd_storage.md."""
     text = ["# No master weights: AdamW and LMD with matrices kept in few bits", "",
             "Setting and pre-registration: `benchmarks/lmd_storage.py`; command: "
-            "`OMP_NUM_THREADS=1 python benchmarks/lmd_storage.py`. nats/byte on held-out text, mean of seeds.", "",
+            "`OMP_NUM_THREADS=1 python benchmarks/lmd_storage.py`. nats/byte on held-out text, mean of seeds." + NOISE, "",
             "| arm | bits kept of a weight | log2 LR | seeds | loss | against its own fp32, paired |", "|---|---|---|---|---|---|"]  # fmt: skip
     drop = {}
     for arm, (bits, kind, _) in ARMS.items():

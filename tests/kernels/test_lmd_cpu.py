@@ -31,7 +31,7 @@ def specs(**fixed: object) -> list[Spec]:
     return [Spec(form=f, regulariser=r, **fixed) for f, r in pairs]  # type: ignore[arg-type]
 
 
-def run(spec: Spec, n: int, dtype: torch.dtype = torch.float32, **how: object) -> None:
+def assert_step(spec: Spec, n: int, dtype: torch.dtype = torch.float32, **how: object) -> None:
     a, m = check_step(cpu_lmd, spec, n, dtype, **how)  # type: ignore[arg-type]
     assert a <= MOST[spec.medians]
     assert spec.momentum == "fp32" or m <= MOST["bf16"]
@@ -51,7 +51,7 @@ def test_words_and_normals_are_those_of_the_definition(place: Place) -> None:
 @pytest.mark.parametrize("spec", specs(), ids=str)
 def test_forms_and_regularisers(spec: Spec) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        run(spec, 5000, dtype)
+        assert_step(spec, 5000, dtype)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -59,7 +59,7 @@ def test_forms_and_regularisers(spec: Spec) -> None:
 @pytest.mark.parametrize("momentum", ["fp32", "bf16", "log8"])
 def test_storages(form: str, medians: str, momentum: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        run(Spec(form=form, medians=medians, momentum=momentum), 20000, dtype, alpha=0.03)
+        assert_step(Spec(form=form, medians=medians, momentum=momentum), 20000, dtype, alpha=0.03)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -67,28 +67,28 @@ def test_storages(form: str, medians: str, momentum: str) -> None:
                                    {"raw": True, "single": True, "given": True}], ids=str)  # fmt: skip
 def test_flags(form: str, flags: dict[str, bool]) -> None:
     for momentum in ("fp32", "bf16", "log8"):
-        run(Spec(form=form, momentum=momentum, **flags), 5000)
+        assert_step(Spec(form=form, momentum=momentum, **flags), 5000)
 
 
 @pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 31, 255, 256, 257, 271, 1023, 1025, 2100])
 def test_sizes(n: int) -> None:
     for form in FORMS:
         for dtype in (torch.float32, torch.bfloat16):
-            run(Spec(form=form), n, dtype)
-            run(Spec(form=form, medians="log8", momentum="log8"), n, dtype)
+            assert_step(Spec(form=form), n, dtype)
+            assert_step(Spec(form=form, medians="log8", momentum="log8"), n, dtype)
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_places(place: Place) -> None:
     for form in FORMS:
-        run(Spec(form=form), 5000, place=place)
+        assert_step(Spec(form=form), 5000, place=place)
 
 
 @pytest.mark.parametrize("how", [{"sigma": 0.0}, {"sigma": 1.0}, {"sigma": 0.3, "lift": 0.045}, {"alpha": 0.9, "decay": 0.5},
                                  {"alpha": 0.0}, {"centre": -40.0}, {"centre": 3.0}], ids=str)  # fmt: skip
 def test_numbers(how: dict[str, float]) -> None:
     for spec in specs():
-        run(spec, 3000, **how)
+        assert_step(spec, 3000, **how)
 
 
 def test_a_piece_has_the_bits_of_the_whole() -> None:
@@ -167,9 +167,9 @@ def test_narrower_machines(flags: str, tmp_path: Path, monkeypatch: pytest.Monke
         assert torch.equal(bits, words((1, 2), index))
         assert torch.equal(z, normals(bits))
     for spec in specs():
-        run(spec, 1003)
+        assert_step(spec, 1003)
     for form, medians, momentum in product(FORMS, ("log16", "log8"), ("bf16", "log8")):
-        run(Spec(form=form, medians=medians, momentum=momentum), 5003, torch.bfloat16)
+        assert_step(Spec(form=form, medians=medians, momentum=momentum), 5003, torch.bfloat16)
     assert not cpu_lmd.all_finite([torch.tensor([1.0] * 9 + [float("nan")])])
     assert cpu_lmd.all_finite([torch.full((1001,), 3e38)])
 

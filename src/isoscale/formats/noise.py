@@ -13,34 +13,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_WORD = 0xFFFFFFFF
-
-
-def _mix(h: Tensor) -> Tensor:
-    h = h ^ (h >> 16)
-    h = (h * 0x21F0AAAD) & _WORD
-    h = h ^ (h >> 15)
-    h = (h * 0x735A2D97) & _WORD
-    return h ^ (h >> 15)
-
-
-def _mix_int(h: int) -> int:
-    h = ((h ^ (h >> 16)) * 0x21F0AAAD) & _WORD
-    h = ((h ^ (h >> 15)) * 0x735A2D97) & _WORD
-    return h ^ (h >> 15)
+from isoscale.kernels.normals import WORD, mix
 
 
 def keys(seed: int) -> tuple[int, int]:
     """Two 32-bit keys from a 64-bit seed (negative seeds wrap)."""
-    first = _mix_int(((seed & _WORD) + 0x9E3779B9) & _WORD)
-    return first, _mix_int(((((seed >> 32) & _WORD) ^ first) + 0x85EBCA6B) & _WORD)
+    first = mix(((seed & WORD) + 0x9E3779B9) & WORD)
+    return first, mix(((((seed >> 32) & WORD) ^ first) + 0x85EBCA6B) & WORD)
 
 
 def tensor_keys(seed: Tensor) -> tuple[Tensor, Tensor]:
     """As `keys`, of a 0-d int64 tensor; no synchronisation with the device."""
     seed = seed.to(torch.int64)
-    first = _mix(((seed & _WORD) + 0x9E3779B9) & _WORD)
-    return first, _mix(((((seed >> 32) & _WORD) ^ first) + 0x85EBCA6B) & _WORD)
+    first = mix(((seed & WORD) + 0x9E3779B9) & WORD)
+    return first, mix(((((seed >> 32) & WORD) ^ first) + 0x85EBCA6B) & WORD)
 
 
 def bits32(key: tuple[int, int] | tuple[Tensor, Tensor], index: Tensor) -> Tensor:
@@ -53,8 +39,8 @@ def bits32(key: tuple[int, int] | tuple[Tensor, Tensor], index: Tensor) -> Tenso
     Returns:
         int64 in [0, 2^32), of the shape of `index`.
     """
-    h = _mix(((index & _WORD) + key[0]) & _WORD)
-    return _mix(((h ^ (index >> 32)) + key[1]) & _WORD)
+    h = mix(((index & WORD) + key[0]) & WORD)
+    return mix(((h ^ (index >> 32)) + key[1]) & WORD)
 
 
 def index_of(shape: Sequence[int], whole: Sequence[int], start: Sequence[int], device: torch.device) -> Tensor:

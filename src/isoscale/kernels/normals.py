@@ -39,7 +39,7 @@ class Place(NamedTuple):
     stride: int
 
 
-def _mix(h: Number) -> Number:
+def mix(h: Number) -> Number:
     """A bijection of 32 bits: of a Python int, or of int64 tensors that hold them."""
     h = h ^ (h >> 16)
     h = (h * FIRST) & WORD
@@ -56,16 +56,16 @@ def base_keys(seed: int, tensor: int, word: int) -> tuple[int, int]:
         tensor: its number.
         word: which stream.
     """
-    h = _mix(((seed & WORD) + GOLDEN) & WORD)
-    h = _mix(((((seed >> 32) & WORD) ^ h) + GOLDEN) & WORD)
-    first = _mix((h + tensor * HIGH + word * GOLDEN) & WORD)
-    return first, _mix((first ^ (tensor + GOLDEN)) & WORD)
+    h = mix(((seed & WORD) + GOLDEN) & WORD)
+    h = mix(((((seed >> 32) & WORD) ^ h) + GOLDEN) & WORD)
+    first = mix((h + tensor * HIGH + word * GOLDEN) & WORD)
+    return first, mix((first ^ (tensor + GOLDEN)) & WORD)
 
 
 def step_keys(base: tuple[int, int], step: Number) -> tuple[Number, Number]:
     """The keys of one step: Python ints of an int, 0-d int64 tensors of one (no synchronisation)."""
-    first = _mix((step * GOLDEN + base[0]) & WORD)
-    return first, _mix((first + (step ^ base[1])) & WORD)
+    first = mix((step * GOLDEN + base[0]) & WORD)
+    return first, mix((first + (step ^ base[1])) & WORD)
 
 
 def _signed(value: int) -> int:
@@ -101,7 +101,7 @@ def words(keys: tuple[int | Tensor, int | Tensor], index: Tensor) -> Tensor:
 
 
 def _rounds(h: Tensor, key: int | Tensor) -> Tensor:
-    """`_mix` of int32 numbers, with a key between its rounds."""
+    """`mix` of int32 numbers, with a key between its rounds."""
     h = (h ^ ((h >> 16) & 0xFFFF)) * _signed(FIRST)
     h = ((h ^ ((h >> 15) & 0x1FFFF)) + key) * _signed(SECOND)
     return h ^ ((h >> 15) & 0x1FFFF)

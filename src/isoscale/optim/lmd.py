@@ -228,8 +228,12 @@ class LMD(torch.optim.Optimizer):
                 if p.grad is not None and self.state.get(p):
                     self._move(number, group, p, ok if isinstance(ok, Tensor) else None)
             self._aux_step(ok if isinstance(ok, Tensor) else None)
-        self._sums, self._summed = {}, 0
+        self.discard()
         return loss
+
+    def discard(self) -> None:
+        """Forgets what earlier Monte-Carlo samples of this step gave (`next_sample`): for a step that is left out."""
+        self._sums, self._summed = {}, 0
 
     @property
     def skipped(self) -> int:

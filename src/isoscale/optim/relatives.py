@@ -7,6 +7,7 @@ gradients; `LieGroup` is LMD's parent. All keep their own state in the parameter
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,8 +34,9 @@ class _Relative(torch.optim.Optimizer):
                     self._move(p, p.grad, group)
         return loss
 
+    @abstractmethod
     def _move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """One parameter by its gradient."""
 
 
 def _positive(**values: float) -> None:

@@ -364,8 +364,7 @@ class _Run:
         self.progress.skipped += 1
         self.progress.in_a_row += 1
         if cfg.on_non_finite == "skip" and isinstance(self.optimizer, LMD):
-            self.optimizer.zero_grad()
-            self.optimizer.step()  # without gradients: forgets what earlier samples of this step gave
+            self.optimizer.discard()
         if cfg.on_non_finite == "skip" and self.progress.in_a_row <= cfg.max_skips:
             return
         batch = self.micro(*self.sequences(step))
