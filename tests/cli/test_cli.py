@@ -89,7 +89,7 @@ BAD = {
     "preset": (["plan", "--preset", "proxi"], ["--preset", "proxi", "did you mean proxy"]),
     "command": (["trian"], ["trian"]),
     "flag": (["train", "--stes", "3"], ["--stes"]),
-    "strategy": (["sweep", "--set", "sweep.strategy=bayes"], ["sweep.strategy", "bayes", "'lr-line'", "'random'"]),
+    "strategy": (["sweep", "--set", "sweep.strategy=bayes"], ["sweep.strategy", "bayes", "'lr'", "'random'"]),
     "random without trials": (["sweep", "--set", "sweep.strategy=random"], ["sweep.trials", "--set sweep.trials=20"]),
     "budget": (["sweep", *TINY, "--set", "sweep.budget_tokens=10"], ["sweep.budget_tokens", "10", "one costs 512"]),
     "set without value": (["plan", "--set", "model.width"], ["--set", "model.width", "key=value"]),

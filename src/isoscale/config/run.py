@@ -8,36 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-from isoscale._base.errors import did_you_mean
-
-# The bounds are far outside of what anybody trains; inside them no product of settings over- or underflows a float.
-
-
-def _not_tiny(value: float) -> float:
-    if value < 1e-30:
-        raise ValueError("Input should be at least 1e-30")
-    return value
-
-
-Positive = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False), AfterValidator(_not_tiny)]
-Count = Annotated[int, Field(ge=1, le=10**12)]
-Size = Annotated[int, Field(ge=1, le=2**20)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
-def _wrong(key: str, message: str, hint: str) -> PydanticCustomError:
-    """A refusal that involves several fields: which key to look at, what is wrong, what to write."""
-    # pydantic fills {key} and {hint} in, so the parts travel as context
-    return PydanticCustomError("together", "{text}", {"text": message, "key": key, "hint": hint})
-
-
-class Section(BaseModel):
-    """What all sections share: frozen, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+from isoscale.config.hps import HpsSection, Modules
+from isoscale.config.section import Count, Positive, Section, Share, Size, wrong
+from isoscale.config.sweep import SweepSection
 
 
 class RulesSection(Section):
@@ -64,32 +39,6 @@ class RulesSection(Section):
     )
 
 
-class HpsSection(Section):
-    """Hyperparameters in base units. A parametrisation reads those it knows.
-
-    The defaults are AdamW's; an optimiser with others (lmd) has them for what is left out.
-    """
-
-    lr: Positive = Field(1.0, description="peak learning rate; lmd, madam: in log units a step")
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.0, description="lmd: lambda, the pull of log-medians to the prior's centre"
-    )
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    eps: Positive = 1e-8
-    init_std: Positive = Field(0.02, description="SP and muP")
-    lr_embedding: Positive = Field(1.0, description="LR of the embedding against the global one")
-    lr_rest: Positive = Field(1.0, description="muon, lmd, madam: LR of what AdamW trains against the global one")
-    sigma: Annotated[Positive, Field(le=1)] = Field(0.05, description="lmd: noise on the log of each weight")
-    alpha_emb: Positive = Field(1.0, description="SP and muP: multiplier after the embedding")
-    alpha_attn: Positive = Field(1.0, description="attention logits")
-    alpha_ffn_act: Positive = Field(1.0, description="input of the FFN non-linearity")
-    alpha_res: Positive = Field(1.0, description="residual branches against the embedding")
-    alpha_res_attn_ratio: Positive = Field(1.0, description="attention branches against FFN branches (u-muP)")
-    alpha_out: Positive = Field(1.0, description="SP and muP: multiplier of the readout")
-    alpha_loss: Positive = Field(1.0, description="logits inside the loss")
-
-
 class OptimSection(Section):
     """Which optimiser, and LMD's own settings."""
 
@@ -113,9 +62,9 @@ class OptimSection(Section):
     def _only_lmd(self) -> OptimSection:
         for key, field in type(self).model_fields.items():
             if self.name != "lmd" and key != "name" and getattr(self, key) != field.default:
-                raise _wrong(key, f"optim.{key} is LMD's, and the optimiser is {self.name}", "optim.name = \"lmd\"")
+                raise wrong(key, f"optim.{key} is LMD's, and the optimiser is {self.name}", "optim.name = \"lmd\"")
         if self.form == "hypentropy" and self.regulariser == "constant":
-            raise _wrong("regulariser", "a constant shrink needs two medians", "optim.form = \"split\"")
+            raise wrong("regulariser", "a constant shrink needs two medians", "optim.form = \"split\"")
         return self
 
 
@@ -138,16 +87,16 @@ class ModelSection(Section):
     def _heads(self) -> ModelSection:
         if self.head_size % 2:
             near = f"model.head_size = {self.head_size + 1}"
-            raise _wrong("head_size", f"head_size {self.head_size} is odd; rotary positions need an even one", near)
+            raise wrong("head_size", f"head_size {self.head_size} is odd; rotary positions need an even one", near)
         if self.width % self.head_size:
             near = f"model.width = {max(self.head_size, round(self.width / self.head_size) * self.head_size)}"
-            raise _wrong("width", f"width {self.width} is not divisible by head_size {self.head_size}", near)
+            raise wrong("width", f"width {self.width} is not divisible by head_size {self.head_size}", near)
         heads = self.width // self.head_size
         if self.kv_heads is not None and heads % self.kv_heads:
             near = f"one of {[n for n in range(1, min(heads, 64) + 1) if heads % n == 0]}"
-            raise _wrong("kv_heads", f"kv_heads {self.kv_heads} does not divide the {heads} query heads", near)
+            raise wrong("kv_heads", f"kv_heads {self.kv_heads} does not divide the {heads} query heads", near)
         if round(self.width * self.ffn_ratio) < 1:
-            raise _wrong("ffn_ratio", f"ffn_ratio {self.ffn_ratio} leaves no hidden feature", "model.ffn_ratio = 3.0")
+            raise wrong("ffn_ratio", f"ffn_ratio {self.ffn_ratio} leaves no hidden feature", "model.ffn_ratio = 3.0")
         return self
 
 
@@ -209,11 +158,11 @@ class TrainSection(Section):
     def _ramps(self) -> TrainSection:
         firsts = [first for first, _ in self.ramp]
         if firsts != sorted(set(firsts)) or any(first >= self.steps for first in firsts):
-            raise _wrong("ramp", f"the ramp's steps {firsts} do not rise, or lie past the last of {self.steps}",
+            raise wrong("ramp", f"the ramp's steps {firsts} do not rise, or lie past the last of {self.steps}",
                          "train.ramp = [[100, 16], [200, 32]]")  # fmt: skip
         for _, size in self.ramp:
             if size % self.accumulate:
-                raise _wrong("ramp", f"batch {size} is not divisible by accumulate {self.accumulate}",
+                raise wrong("ramp", f"batch {size} is not divisible by accumulate {self.accumulate}",
                              f"a multiple of {self.accumulate}")  # fmt: skip
         return self
 
@@ -222,7 +171,7 @@ class TrainSection(Section):
         if self.batch % self.accumulate:
             near = [n for n in range(1, min(self.batch, 64) + 1) if self.batch % n == 0]
             text = f"batch {self.batch} is not divisible by accumulate {self.accumulate}"
-            raise _wrong("accumulate", text, f"one of {near}")
+            raise wrong("accumulate", text, f"one of {near}")
         return self
 
 
@@ -245,44 +194,6 @@ class NumericsSection(Section):
     log_casts: bool = Field(False, description="log the clipped and flushed share of every cast at each evaluation")
 
 
-def _default_space() -> dict[str, tuple[Positive, ...]]:
-    return {"lr": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)}
-
-
-class SweepSection(Section):
-    """Which hyperparameters are tried, and how many runs may be spent."""
-
-    strategy: Literal["lr-line", "independent", "random"] = "lr-line"
-    space: dict[str, tuple[Positive, ...]] = Field(
-        default_factory=_default_space,
-        description="hyperparameter -> values tried, in base units (random: log-uniform between the ends)",
-    )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (), description="each point is trained once per seed; empty: the run's own seed"
-    )
-    trials: Count | None = Field(None, description="random: how many points")
-    workers: Count = Field(2, description="processes, one pinned thread each")
-    budget_runs: Count | None = None
-    budget_tokens: Positive | None = None
-    budget_flops: Positive | None = None
-
-    @model_validator(mode="after")
-    def _known(self) -> SweepSection:
-        known = set(HpsSection.model_fields)
-        for name, values in self.space.items():
-            if name not in known:
-                raise _wrong(f"space.{name}", f"{name!r} is no hyperparameter", did_you_mean(name, sorted(known)))
-            if not values:
-                raise _wrong(f"space.{name}", "no values to try", f"sweep.space = {{ {name} = [0.5, 1.0, 2.0] }}")
-            for value in values:
-                try:
-                    HpsSection.model_validate({name: value})
-                except ValidationError as error:
-                    text = error.errors()[0]["msg"]
-                    raise _wrong(f"space.{name}", f"{name} cannot be {value}: {text}", "other values") from None
-        return self
-
-
 class RunConfig(Section):
     """A whole run."""
 
@@ -290,6 +201,7 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     rules: RulesSection = Field(default_factory=RulesSection)
     hps: HpsSection = Field(default_factory=HpsSection)
+    modules: Modules = Field(default_factory=dict, description="factors by module type and depth, see ModuleKey")
     optim: OptimSection = Field(default_factory=OptimSection)
     model: ModelSection = Field(default_factory=ModelSection)
     base: BaseSection = Field(default_factory=BaseSection)

@@ -47,7 +47,7 @@ def configs(base: RunConfig) -> tuple[RunConfig, RunConfig]:
         ConfigError, ManyErrors: settings that the quickstart chooses itself.
     """
     given = {"rules.parametrisation": (base.rules.parametrisation, "u-mup"),
-             "sweep.strategy": (base.sweep.strategy, "lr-line"), "numerics.recipe": (base.numerics.recipe, "none")}
+             "sweep.strategy": (base.sweep.strategy, "lr"), "numerics.recipe": (base.numerics.recipe, "none")}
     wrong = [ConfigError("the quickstart chooses this itself", key=key, value=value,
                          hint="leave it out, or use isoscale sweep, transfer and train")
              for key, (value, fixed) in given.items() if value != fixed]  # fmt: skip

@@ -1,6 +1,6 @@
 """Search strategies behind one small protocol: given what is known, which points come next; None when done.
 
-`lr-line`: one line over the learning rate. `independent` (u-muP, arXiv 2407.17465 section 3.1): the LR line; then, at
+`lr`: one line over the learning rate. `independent` (u-muP, arXiv 2407.17465 section 3.1): the LR line; then, at
 the best LR, one line per other hyperparameter; then all winners together. `random`: log-uniform in the box.
 """
 
@@ -113,11 +113,11 @@ def make(section: SweepSection, seed: int) -> Strategy:
     Raises:
         ConfigError: unknown, or its settings are missing.
     """
-    table: Mapping[str, type[LrLine] | type[Independent]] = {"lr-line": LrLine, "independent": Independent}
+    table: Mapping[str, type[LrLine] | type[Independent]] = {"lr": LrLine, "independent": Independent}
     if section.strategy == "random":
         return Random(section, seed)
     ignored = [name for name in section.space if name != "lr"]
-    if section.strategy == "lr-line" and "lr" in section.space and ignored:
+    if section.strategy == "lr" and "lr" in section.space and ignored:
         raise ConfigError(
             f"the LR line tries lr only, not {', '.join(ignored)}", key="sweep.space", value=ignored,
             hint="sweep.strategy=independent tries one line per hyperparameter",
