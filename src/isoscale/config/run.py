@@ -81,6 +81,7 @@ class ModelSection(Section):
     qk_norm: bool = False
     norm: Literal["plain", "trainable"] = Field("plain", description="plain: RMSNorm without a gain")
     tied: bool = Field(False, description="readout shares the embedding's weight")
+    separate: bool = Field(False, description="q, k, v, gate and up as weights of their own (for per-module HPs)")
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")

@@ -53,7 +53,8 @@ class DecoderConfig:
     """Shape and scaling of a `Decoder`; refuses nonsense at birth.
 
     `width` is the residual stream, `depth` the number of blocks, `ffn_ratio * width` the hidden size of SwiGLU.
-    `norm="plain"` has no gains. The alphas are u-muP's (arXiv 2407.17465, Table 2) and only initialise attributes.
+    `norm="plain"` has no gains. `separate` gives q, k, v, gate and up weights of their own (the same function; for
+    hyperparameters by module). The alphas are u-muP's (arXiv 2407.17465, Table 2) and only initialise attributes.
     """
 
     causal: ClassVar[bool] = True
@@ -66,6 +67,7 @@ class DecoderConfig:
     qk_norm: bool = False
     norm: Literal["plain", "trainable"] = "plain"
     tied: bool = False
+    separate: bool = False
     dropout: float = 0.0
     norm_eps: float = 1e-5
     scaling: Scaling = "unit"
@@ -142,7 +144,11 @@ class Attention(nn.Module):
         self.config = config
         size, scaling = config.head_size, config.scaling
         self.logit_scale = config.alpha_attn / size if scaling == "unit" else size**-0.5
-        self.qkv = Linear(config.width, (config.heads + 2 * config.groups) * size, scaling=scaling)
+        parts = (config.heads, config.groups, config.groups)
+        if config.separate:
+            self.q, self.k, self.v = (Linear(config.width, n * size, scaling=scaling) for n in parts)
+        else:
+            self.qkv = Linear(config.width, sum(parts) * size, scaling=scaling)
         self.out = Linear(config.width, config.width, scaling=scaling)
         if config.qk_norm:
             self.q_norm, self.k_norm = (make_norm(config, size, "finite") for _ in range(2))
@@ -150,10 +156,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, run: Pass, path: str) -> tuple[Tensor, float]:
         """The attention output before `out`, `[batch, length, width]`, and its pending factor."""
         config, unit, (batch, length, _) = self.config, self.config.scaling == "unit", x.shape
-        qkv = self.qkv(x, tokens=run.tokens)
-        run.see(f"{path}.qkv", "out", qkv)
-        heads = qkv.view(batch, length, -1, config.head_size).transpose(1, 2)
-        q, k, v = heads.split((config.heads, config.groups, config.groups), 1)
+        parts = []
+        for name in ("q", "k", "v") if config.separate else ("qkv",):
+            part = getattr(self, name)(x, tokens=run.tokens)
+            run.see(f"{path}.{name}", "out", part)
+            parts.append(part.view(batch, length, -1, config.head_size).transpose(1, 2))
+        q, k, v = parts if config.separate else parts[0].split((config.heads, config.groups, config.groups), 1)
         if config.qk_norm:
             q = self.q_norm(q, tokens=run.tokens and run.tokens * config.heads)
             k = self.k_norm(k, tokens=run.tokens and run.tokens * config.groups)
@@ -179,14 +187,20 @@ class MLP(nn.Module):
         super().__init__()
         self.scaling, self.act_mult = config.scaling, config.alpha_ffn_act
         width, hidden, scaling = config.width, config.hidden, config.scaling
-        self.gate_up = Linear(width, 2 * hidden, constraint=None, grad_fan_out=hidden, scaling=scaling)
+        self.separate = config.separate
+        if config.separate:
+            self.gate, self.up = (Linear(width, hidden, constraint=None, scaling=scaling) for _ in range(2))
+        else:
+            self.gate_up = Linear(width, 2 * hidden, constraint=None, grad_fan_out=hidden, scaling=scaling)
         self.down = Linear(hidden, width, constraint=None, scaling=scaling)
 
     def forward(self, x: Tensor, run: Pass, path: str) -> tuple[Tensor, float]:
         """The gated activation before `down`, `[..., hidden]`, and its pending factor."""
-        both = self.gate_up(x, tokens=run.tokens)
-        run.see(f"{path}.gate_up", "out", both)
-        gate, up = both.chunk(2, -1)
+        parts = []
+        for name in ("gate", "up") if self.separate else ("gate_up",):
+            parts.append(getattr(self, name)(x, tokens=run.tokens))
+            run.see(f"{path}.{name}", "out", parts[-1])
+        gate, up = parts if self.separate else parts[0].chunk(2, -1)
         active = torch_f.silu(times(gate, self.act_mult)) * up
         factor = (silu_glu_factor(self.act_mult) if self.scaling == "unit" else 1.0) / self.act_mult
         run.see(path, "act", active, factor)
@@ -284,6 +298,11 @@ class Decoder(nn.Module):
             return F.cross_entropy(logits, targets, mult=self.loss_mult)
         return torch_f.cross_entropy(*loss_rows(times(logits, self.loss_mult), targets))
 
+    @property
+    def parts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the projections into attention and MLP."""
+        return (("q", "k", "v"), ("gate", "up")) if self.config.separate else (("qkv",), ("gate_up",))
+
     def sites(self) -> tuple[Site, ...]:
         """Every port that a probe sees, in forward order."""
         found = [Site("embed", "out", "embedding", "multiplier")]
@@ -291,13 +310,13 @@ class Decoder(nn.Module):
             at, attn, mlp = f"blocks.{i}", f"blocks.{i}.attn", f"blocks.{i}.mlp"
             found += [
                 Site(f"{attn}_norm", "out", "norm", None),
-                Site(f"{attn}.qkv", "out", "hidden", None),
+                *(Site(f"{attn}.{part}", "out", "hidden", None) for part in self.parts[0]),
                 Site(attn, "logits", "attn_logits", "logit_scale"),
                 Site(attn, "out", "attn_out", None),
                 Site(f"{attn}.out", "out", "branch", None),
                 Site(at, "attn_residual", "residual_attn", "attn_tau", 2 * i),
                 Site(f"{mlp}_norm", "out", "norm", None),
-                Site(f"{mlp}.gate_up", "out", "hidden", None),
+                *(Site(f"{mlp}.{part}", "out", "hidden", None) for part in self.parts[1]),
                 Site(mlp, "act", "ffn_act", "act_mult"),
                 Site(f"{mlp}.down", "out", "branch", None),
                 Site(at, "mlp_residual", "residual_ffn", "mlp_tau", 2 * i + 1),

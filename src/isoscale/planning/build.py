@@ -16,15 +16,16 @@ from isoscale.nn import Linear
 from isoscale.planning.arguments import check_arguments
 from isoscale.planning.clip import clip_norm
 from isoscale.planning.foreign import foreign_plan
+from isoscale.planning.modules import with_factors
 from isoscale.planning.names import normalise
 from isoscale.planning.notes import range_notes
-from isoscale.planning.numbers import Setting, all_hps, make_row, rule_of
+from isoscale.planning.numbers import Setting, all_hps, check_rate, make_row, rule_of
 from isoscale.planning.plan import Plan
 from isoscale.planning.roles import ParamInfo, depth_stack, infer, is_own
 from isoscale.planning.rows import ParamRow
 from isoscale.planning.sites import predictions, site_rows
 from isoscale.planning.sizes import ratios, scale_of, shared_sizes, sizes_of
-from isoscale.rules import AXES, Options, Scale, Table, by_name
+from isoscale.rules import AXES, Options, Scale, Table, by_name, family
 from isoscale.rules.options import Betas, Duration, FinalNormEps
 
 
@@ -116,6 +117,7 @@ def plan(
     absorb: bool = True,
     example: object = None,
     seq_len: int | None = None,
+    modules: Mapping[str, float] | None = None,
 ) -> Plan:
     """What every tensor of `model` gets, and why.
 
@@ -146,6 +148,7 @@ def plan(
         example: input of the model's forward (tensor, tuple of arguments or dict), where it cannot be guessed.
         seq_len: sequence length, tokens; with it the expected scales of attention outputs and of the residual stream
             take into account that positions are not independent (`planning/expected.py`).
+        modules: factors by module type and depth, `{"lr/head": 0.5, "lr@0.25": 2.0}`; see `planning/modules.py`.
 
     Raises:
         PlanError: names, sizes, roles or factors that do not fit; each says which.
@@ -174,8 +177,9 @@ def plan(
     casts = recipe.on(normalise(path) for path, _ in model.named_modules())
     setting = Setting(table, values, casts, batch_tokens, 1.0)
     if not is_own(model):
-        return foreign_plan(model, base, base_run, target, setting, options, said=dict(hps or {}), roles=roles,
+        made = foreign_plan(model, base, base_run, target, setting, options, said=dict(hps or {}), roles=roles,
                             clip=clip, absorb=absorb, example=example)  # fmt: skip
+        return _split(made, modules, table)
     infos = infer(model, roles)
     stack, stacked = depth_stack(model)
     scale = scale_of(model, target, stacked)
@@ -189,7 +193,7 @@ def plan(
     grown = _parameters(infos) / _parameters(base_infos)
     found = ratios(base_scale or replace(scale), scale, grown, options)
     setting = replace(setting, beta_ratio=found.of_a_run)
-    modules = {normalise(path): module for path, module in model.named_modules()}
+    owners = {normalise(path): module for path, module in model.named_modules()}
     head = getattr(getattr(model, "config", None), "head_size", None)
     shared = shared_sizes(found, scale.depth or stacked or 1, head, base_head if "width" in axes else None)
     rows: list[ParamRow] = []
@@ -197,19 +201,30 @@ def plan(
     for info in infos.values():
         sizes = sizes_of(info, _base_info(info, base_infos, stack, base_depth), shared, options)
         rule, owner = rule_of(info, table)
-        rows.append(make_row(info, modules[info.module_path], setting, rule, owner, sizes))
+        rows.append(make_row(info, owners[info.module_path], setting, rule, owner, sizes))
         sized.append((info, sizes))
     last = next((row for row in rows if row.role == "readout"), None)
     width = scale.width or (last.fan_in if last else 1)
     site_sizes = {**shared, "fan_in": width, "fan_in_ratio": found.width, "fan_out_ratio": found.width}
-    linear = {path for path, module in modules.items() if isinstance(module, (nn.Linear, Linear))}
+    linear = {path for path, module in owners.items() if isinstance(module, (nn.Linear, Linear))}
     share = table.tau_share.evaluate(values, site_sizes).number if table.unit else 0.0
     predicted = predictions(model, values, stack, seq_len, share) if table.unit and seq_len else {}
     sites = site_rows(model, table, values, site_sizes, scale.depth or stacked or 1, casts, linear, predicted,
                       tied=last is None)  # fmt: skip
-    return Plan(
+    made = Plan(
         table.name, tuple(rows), sites, values, base_scale, scale, recipe.name, optimizer=optimizer,
         options=asdict(options), beta_ratio=found.of_a_run,
         clip=clip_norm(clip, table, sized, _parameters(base_infos))[0] if clip else None,
         notes=range_notes(found, table, values), finish=recipe.finish, norm=recipe.norm,
     )  # fmt: skip
+    return _split(made, modules, table)
+
+
+def _split(plan: Plan, modules: Mapping[str, float] | None, table: Table) -> Plan:
+    """The plan with factors by module on it."""
+    if not modules:
+        return plan
+    rows, sites = with_factors(modules, plan.rows, plan.sites, table.independent_decay)
+    for row in rows:
+        check_rate(row.name, family(row.optimizer), row.lr, plan.hps["lr"], table.unit)
+    return replace(plan, rows=rows, sites=sites, modules=modules)

@@ -134,6 +134,9 @@ def _scaled(group: Mapping[str, Any], row: ParamRow, plan: Plan) -> dict[str, An
             raise _absent(key, row)
         elif isinstance(out.get(key), (int, float)):
             out[key] = out[key] * factor
+    if any(name.startswith(("beta1", "beta2")) for name in plan.modules):
+        raise PlanError("betas differ by module, and groups of your own cannot say so", key="modules",
+                        hint="plan.param_groups(model) without groups")  # fmt: skip
     if plan.beta_ratio == 1.0:
         return out
     moving = row.betas != (plan.hps["beta1"], plan.hps["beta2"])

@@ -47,6 +47,7 @@ class Plan:
         notes: what may spoil the transfer, in words.
         finish: share of the run, at its end, that is trained with BF16 operands.
         norm: `none`, or the norm that takes its statistic from the casts behind it.
+        modules: factors by module type and depth that the rows hold, see `planning/modules.py`.
     """
 
     parametrisation: str
@@ -63,10 +64,12 @@ class Plan:
     notes: tuple[str, ...] = ()
     finish: float = 0.0
     norm: str = "none"
+    modules: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hps", MappingProxyType(dict(self.hps)))
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+        object.__setattr__(self, "modules", MappingProxyType(dict(self.modules)))
 
     def row(self, name: str) -> ParamRow:
         """The row of one parameter; a name as the table prints it (`layers.*.mlp.up`) finds the first of its kind.
@@ -179,6 +182,7 @@ class Plan:
                 "notes": list(self.notes),
                 "finish": self.finish,
                 "norm": self.norm,
+                "modules": dict(self.modules),
                 "base": asdict(self.base) if self.base else None,
                 "target": asdict(self.target),
                 "rows": [row.to_dict() for row in self.rows],
@@ -213,6 +217,7 @@ class Plan:
                 notes=tuple(data["notes"]),
                 finish=data.get("finish", 0.0),
                 norm=data.get("norm", "none"),
+                modules=data.get("modules", {}),
             )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise PlanError(f"not a plan: {error}") from None

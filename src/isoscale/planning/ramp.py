@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from isoscale._base.errors import PlanError
+from isoscale.planning.modules import moved_betas
 from isoscale.planning.numbers import check_rate
 from isoscale.planning.rows import ParamRow, Relative
 from isoscale.rules import Monomial, Options, Table, by_name, family, names
@@ -45,7 +46,8 @@ def moved_plan(plan: Plan, batch_tokens: int | None, tokens: int | None) -> Plan
         check_rate(row.name, family(row.optimizer), out.lr, plan.hps["lr"], table.unit)
         return out
 
-    return replace(plan, rows=tuple(moved(row) for row in plan.rows), target=target, beta_ratio=ratio)
+    rows = moved_betas(plan.modules, tuple(moved(row) for row in plan.rows))
+    return replace(plan, rows=rows, target=target, beta_ratio=ratio)
 
 
 def _moved(row: ParamRow, table: Table, sizes: Mapping[str, float], betas: tuple[float, float]) -> ParamRow:

@@ -118,6 +118,9 @@ def show_plan(plan: Plan) -> str:
     ]
     if lines:
         text.append(_table(["site (multipliers other than 1)", "multiplier", "expected rms"], lines))
+    if plan.modules:
+        lines = [[name, _number(value)] for name, value in plan.modules.items()]
+        text.append(_table(["factors by module type and depth (in the numbers above)", "factor"], lines))
     if plan.clip is not None:
         text.append(f"clip: gradient norm {_number(plan.clip)}")
     text += [textwrap.fill(f"note: {note}", 80, subsequent_indent="      ") for note in plan.notes]

@@ -19,6 +19,7 @@ def decoder_config(config: RunConfig, vocab: int) -> DecoderConfig:
     return DecoderConfig(
         vocab=vocab, width=model.width, depth=model.depth, head_size=model.head_size, kv_heads=model.kv_heads,
         ffn_ratio=model.ffn_ratio, qk_norm=model.qk_norm, norm=model.norm, tied=model.tied, dropout=model.dropout,
+        separate=model.separate,
         scaling="unit" if by_name(config.rules.parametrisation).unit else "plain",
     )  # fmt: skip
 
@@ -73,6 +74,7 @@ def make_plan(config: RunConfig, model: nn.Module) -> Plan:
         embedding_lr=rules.embedding_lr,
         clip=config.train.clip,
         seq_len=config.data.seq_len,
+        modules=config.modules,
     )  # fmt: skip
 
 
