@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoscale._base.errors import ConfigError
-from isoscale.config import RunConfig, SweepSection
+from isoscale.config import RunConfig
 from isoscale.sweep.budget import affordable, run_cost
+from isoscale.sweep.pruning import hopeless
 from isoscale.sweep.result import SweepResult, TrialRow, means
-from isoscale.sweep.space import centre_out, identity, show
-from isoscale.sweep.strategies import make
+from isoscale.sweep.space import Dim, Space, centre_out, identity, show, trial_config
+from isoscale.sweep.strategies import Trial, make
+from isoscale.sweep.strategies.trust_region import FIRST, GROW, SHRINK, SMALLEST, Box, TrustRegion
 from isoscale.sweep.transfer import transfer
 from isoscale.train.setup import meta_plan
 
@@ -43,13 +45,19 @@ def test_a_point_in_words():
     assert show({}) == "defaults"
 
 
-def search(section, loss, seed=0):
-    strategy, results, phase, asked = make(section, seed), [], 0, []
-    while (points := strategy.next_points(phase, results)) is not None:
+def search(loss, seed=0, **values):
+    """Runs a strategy on a function of the point; batches asked for, and all trials."""
+    config = RunConfig().with_values(seed=seed, **{f"sweep.{key}": value for key, value in values.items()})
+    strategy, trials, asked = make(config, Space.of(config)), [], []
+    while (points := strategy.ask(trials, 2)) is not None:
+        assert points
         asked.append(points)
-        results += [(point, loss(point)) for point in points]
-        phase += 1
-    return asked, results
+        trials += [Trial(point, "done", loss(point)) for point in points]
+    return asked, trials
+
+
+def lowest_of(trials):
+    return min(trials, key=lambda trial: trial.loss)
 
 
 def bowl(best):
@@ -57,7 +65,7 @@ def bowl(best):
 
 
 def test_lr_line_asks_for_each_value_once():
-    asked, _ = search(SweepSection(space={"lr": POWERS}), bowl({"lr": 4.0}))
+    asked, _ = search(bowl({"lr": 4.0}), space={"lr": POWERS})
     assert [point["lr"] for point in asked[0]] == centre_out(POWERS)
     assert len(asked) == 1
 
@@ -65,43 +73,172 @@ def test_lr_line_asks_for_each_value_once():
 @pytest.mark.parametrize("best", list(itertools.product((0.5, 4.0), (0.25, 1.0, 8.0), (1.0, 2.0))))
 def test_independent_search_finds_the_separable_optimum_in_a_sum_of_runs_not_a_product(best):
     target = dict(zip(("lr", "alpha_attn", "alpha_res"), best))
-    section = SweepSection(strategy="independent", space=dict.fromkeys(target, POWERS))
-    asked, results = search(section, bowl(target))
-    point, loss = min(results, key=lambda pair: pair[1])
-    assert {name: point.get(name, 1.0) for name in target} == target
-    assert loss == 0
+    asked, trials = search(bowl(target), strategy="independent", space=dict.fromkeys(target, POWERS))
+    found = lowest_of(trials)
+    assert {name: found.point.get(name, 1.0) for name in target} == target
+    assert found.loss == 0
     assert sum(map(len, asked)) <= 3 * 7 + 1
 
 
+RIDGE = {"lr": POWERS, "alpha_attn": POWERS}
+
+
+def ridge(point):
+    lr, attn = (math.log2(point.get(name, 1.0)) for name in RIDGE)
+    return abs(lr + attn - 2) + 2 * abs(attn - lr)
+
+
 def test_control_independent_search_misses_an_optimum_that_is_not_separable():
-    ridge = lambda p: abs(math.log2(p["lr"]) + math.log2(p.get("alpha_attn", 1.0)) - 2) + 2 * abs(math.log2(p.get("alpha_attn", 1.0)) - math.log2(p["lr"]))  # noqa: E731
-    _, results = search(SweepSection(strategy="independent", space=dict.fromkeys(("lr", "alpha_attn"), POWERS)), ridge)
-    assert min(loss for _, loss in results) > ridge({"lr": 2.0, "alpha_attn": 2.0})
+    _, trials = search(ridge, strategy="independent", space=RIDGE)
+    assert lowest_of(trials).loss > ridge({"lr": 2.0, "alpha_attn": 2.0})
 
 
-def test_random_search_is_reproducible_and_inside_the_box():
-    section = SweepSection(strategy="random", trials=50, space={"lr": (0.25, 16.0), "alpha_res": (0.5, 2.0)})
-    (points,), _ = search(section, bowl({"lr": 1.0}))
-    assert (points,) == tuple(search(section, bowl({"lr": 1.0}))[0])
-    assert points != search(section, bowl({"lr": 1.0}), seed=1)[0][0]
-    assert all(0.25 <= p["lr"] <= 16 and 0.5 <= p["alpha_res"] <= 2 for p in points)
-    assert 0.3 < sum(p["lr"] < 2 for p in points) / 50 < 0.7  # log-uniform
+def test_a_phase_waits_for_what_is_open():
+    config = RunConfig().with_values(**{"sweep.strategy": "independent", "sweep.space": {"lr": (1.0, 2.0), "alpha_res": (0.5, 2.0)}})
+    strategy = make(config, Space.of(config))
+    first = strategy.ask([], 9)
+    half = [Trial(first[0], "done", 1.0), Trial(first[1], "open", math.nan)]
+    assert strategy.ask(half, 9) == []
+    second = strategy.ask([half[0], Trial(first[1], "done", 2.0)], 9)
+    assert {point["lr"] for point in second} == {first[0]["lr"]}
+
+
+def test_grid_is_every_combination_from_the_middle_out():
+    asked, trials = search(ridge, strategy="grid", space=RIDGE)
+    assert len(trials) == 49 == len({tuple(sorted(t.point.items())) for t in trials})
+    assert asked[0][0] == {"lr": 2.0, "alpha_attn": 2.0}
+    assert lowest_of(trials).loss == 0
+    with pytest.raises(ConfigError, match="823,543 points"):
+        search(ridge, strategy="grid", space=dict.fromkeys(("lr", "alpha_attn", "alpha_res", "alpha_emb", "alpha_out", "eps", "alpha_loss"), POWERS))
+
+
+def valley(point):
+    lr, attn = (math.log2(point.get(name, 1.0)) for name in RIDGE)
+    return (lr - attn) ** 2 + 2 * (attn - 2) ** 2
+
+
+def test_coordinate_search_goes_round_where_one_round_is_not_enough():
+    _, trials = search(valley, strategy="coordinate", space=RIDGE)
+    assert lowest_of(trials).loss == 0
+    assert lowest_of(search(valley, strategy="independent", space=RIDGE)[1]).loss == 3  # the control
+    points = [tuple(sorted(t.point.items())) for t in trials]
+    assert len(set(points)) == len(points)
+    _, cut = search(valley, strategy="coordinate", space=RIDGE, trials=10)
+    assert cut == trials[:10]
+
+
+@pytest.mark.parametrize("strategy", ["random", "tpe", "gp", "trust-region"])
+def test_drawn_points_are_reproducible_inside_the_box_and_do_not_hang_on_when_one_asks(strategy):
+    how = {"strategy": strategy, "trials": 21, "space": {"lr": (0.25, 16.0), "alpha_res": (0.5, 2.0)}}
+    loss = bowl({"lr": 4.0, "alpha_res": 0.7})
+    _, trials = search(loss, **how)
+    assert trials == search(loss, **how)[1]
+    assert trials[1:] != search(loss, seed=1, **how)[1][1:]
+    assert len(trials) == 21
+    assert all(0.25 <= t.point.get("lr", 1) <= 16 and 0.5 <= t.point.get("alpha_res", 1) <= 2 for t in trials)
+    config = RunConfig().with_values(**{f"sweep.{key}": value for key, value in how.items()})
+    for cut in {"trust-region": (9, 13)}.get(strategy, (8, 12)):  # another process goes on where this one stopped
+        assert make(config, Space.of(config)).ask(trials[:cut], 4)[0] == trials[cut].point
+    if strategy == "random":
+        assert 0.3 < sum(t.point["lr"] < 2 for t in trials) / 21 < 0.7  # log-uniform
+
+
+def test_what_learns_beats_random_on_a_bowl_in_many_dimensions():
+    """The controls: random search in the same box, and a trust region that cannot recentre."""
+    names = ("lr", "alpha_attn", "alpha_res", "alpha_ffn_act", "alpha_emb", "alpha_out", "alpha_loss", "lr_embedding")
+    target = {name: 2.0 ** (1.5 * (-1) ** i) for i, name in enumerate(names)}
+    how = {"trials": 81, "space": dict.fromkeys(names, (1 / 16, 16.0))}
+    found = {s: [lowest_of(search(bowl(target), seed, strategy=s, **how)[1]).loss for seed in range(3)]
+             for s in ("random", "trust-region")}  # fmt: skip
+    assert max(found["trust-region"]) < 0.5 * min(found["random"])
+
+
+def test_the_trust_region_grows_on_success_shrinks_on_failure_and_starts_anew():
+    space = Space((Dim("lr", 2**-9, 2.0**9, 1.0),))
+    region = TrustRegion(space, 1000, 1, 0)
+    trials = [Trial({}, "done", 1.0)]
+    assert region.box(trials).radius == FIRST
+    better = [*trials, Trial({"lr": 2.0}, "done", 0.5)]
+    assert region.box(better).radius == FIRST * GROW
+    assert region.box(better).centre == (1.0,)
+    for bad in (Trial({"lr": 4.0}, "done", math.inf), Trial({"lr": 4.0}, "failed", math.nan),
+                Trial({"lr": 4.0}, "pruned", 0.1), Trial({"lr": 4.0}, "done", 9.0)):  # fmt: skip
+        box = region.box([*better, bad])
+        assert (box.radius, box.centre) == (FIRST * GROW * SHRINK, (1.0,))
+    long = [*better, *[Trial({"lr": 4.0}, "done", math.inf)] * 40]
+    restarts = [region.box(long[:n]).restarts for n in range(1, len(long))]
+    assert restarts[-1] >= 2
+    assert sorted(restarts) == restarts
+    assert SMALLEST <= min(region.box(long[:n]).radius for n in range(1, len(long))) < SMALLEST / SHRINK
+    drawn = [p["lr"] for p in TrustRegion(space, 1000, 50, 0).candidates(Box((3.0,), 0.5, 0.25), 1)]
+    assert all(2**2.75 <= lr <= 2**3.25 for lr in drawn)
+    assert len(set(drawn)) == 50
 
 
 @pytest.mark.parametrize(("values", "key"), [
     ({"space": {"eps": (1e-8,)}}, "sweep.space.lr"), ({"space": {"lr": (1.0,), "eps": (1e-8,)}}, "sweep.space"),
-    ({"strategy": "random"}, "sweep.trials"),
+    ({"strategy": "random"}, "sweep.trials"), ({"strategy": "trust-region"}, "sweep.trials"),
+    ({"strategy": "grid", "modules": {"hps": ["lr"]}}, "sweep.strategy"),
+    ({"strategy": "lr", "modules": {"hps": ["lr"]}}, "sweep.strategy"),
+    ({"strategy": "trust-region", "trials": 9, "modules": {"hps": ["weight_decay"]}}, "sweep.modules.hps"),
+    ({"strategy": "trust-region", "trials": 9, "modules": {"hps": ["lr"], "types": ["atn"]}}, "sweep.modules.types"),
+    ({"space": {"lr": (0.0, 1.0)}}, "sweep.space.lr"), ({"space": {"lr/head@2": (1.0,)}}, "sweep.space.lr/head@2"),
 ])  # fmt: skip
 def test_a_strategy_that_lacks_something_or_would_ignore_something_is_refused(values, key):
     with pytest.raises(ConfigError) as error:
-        make(SweepSection(**values), 0)
+        search(bowl({}), **values)
     assert error.value.key == key
     assert error.value.hint
 
 
 def test_every_run_diverged_is_an_error():
     with pytest.raises(ConfigError, match="every run"):
-        search(SweepSection(strategy="independent", space={"lr": (1.0,), "eps": (1e-8,)}), lambda point: math.inf)
+        search(lambda point: math.inf, strategy="independent", space={"lr": (1.0,), "eps": (1e-8,)})
+
+
+PER_MODULE = {"model.separate": True, "model.qk_norm": True, "model.norm": "trainable", "rules.parametrisation": "mup",
+              "base.width": 64, "hps.weight_decay": 0.1, "sweep.strategy": "trust-region", "sweep.trials": 9}  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "dims"), [("kronecker", 14 + 4 + 2 + 4), ("types", 14 + 2), ("free", 3 + 11 * 4 + 2 * 4)])
+def test_a_per_module_space_has_a_number_per_type_and_per_depth(form, dims):
+    """14 module types of which 11 are in the blocks, 2 residual branches, 4 blocks; a factor of 1 is not named."""
+    config = RunConfig().with_values(**PER_MODULE, **{
+        "sweep.space": {"lr": (0.1, 10.0)}, "sweep.modules": {"hps": ["lr", "residual"], "form": form, "reach": 8.0}})  # fmt: skip
+    space = Space.of(config)
+    assert len(space.dims) == 1 + dims
+    assert space.point(space.octaves({})) == {}
+    far = space.point([9.0] * len(space.dims))
+    assert set(far.values()) == {10.0, 8.0}
+    made = trial_config(config, far, 3)
+    assert made.hps.lr == 10.0
+    assert len(made.modules) == dims
+    row, plain = (meta_plan(c).row("blocks.2.attn.q.weight") for c in (made, config.with_values(**{"hps.lr": 10.0})))
+    assert row.lr == pytest.approx(plain.lr * (64 if form == "kronecker" else 8))
+    assert "lr by " in str(space)
+    assert all(len(line) < 400 for line in str(space).splitlines())
+
+
+def test_betas_move_in_their_distance_from_one():
+    config = RunConfig().with_values(**{"sweep.space": {"beta2": (0.9, 0.99)}})
+    (dim,) = Space.of(config).dims
+    assert dim.ends == pytest.approx((math.log2(0.01), math.log2(0.1)))
+    assert dim.value(dim.octaves(0.97)) == pytest.approx(0.97)
+
+
+CURVES = {f"t{i}": {0.1: 3.0 - 0.1 * i, 0.2: 2.0 - 0.1 * i} for i in range(8)}
+
+
+@pytest.mark.parametrize(("rule", "loss", "stops"), [
+    ("none", 99.0, False), ("median", 1.5, False), ("median", 2.0, True), ("asha", 1.4, False), ("asha", 1.65, True),
+    ("median", math.nan, True), ("asha", math.inf, True),
+])  # fmt: skip
+def test_pruning_compares_at_equal_tokens(rule, loss, stops):
+    others = list(CURVES.values())
+    assert hopeless(rule, {0.1: 0.0, 0.2: loss}, others) is stops
+    assert not hopeless(rule, {0.1: 0.0, 0.2: loss}, others[:3])  # too few to say
+    assert not hopeless(rule, {0.1: 0.0, 0.2: loss, 0.3: 9.0}, others)  # none of them is there yet
+    assert not hopeless(rule, {}, others)
 
 
 def test_budgets_pay_for_whole_runs_and_the_tightest_counts(tiny):

@@ -1,4 +1,4 @@
-"""What every strategy is: a pure function of the trials so far, so that a resumed or shared search goes on by itself."""
+"""What every strategy is: a function of the trials so far, so that a resumed or shared search goes on by itself."""
 
 from __future__ import annotations
 

@@ -1,132 +1,138 @@
-"""Search strategies behind one small protocol: given what is known, which points come next; None when done.
+"""Searches along lines: the learning rate alone, one line per hyperparameter, and coordinate by coordinate.
 
-`lr`: one line over the learning rate. `independent` (u-muP, arXiv 2407.17465 section 3.1): the LR line; then, at
-the best LR, one line per other hyperparameter; then all winners together. `random`: log-uniform in the box.
+`lr`: one line over the learning rate. `independent` (u-muP, arXiv 2407.17465, section 3.1): the LR line; then, at the
+best LR, one line per other hyperparameter; then all winners together. `coordinate`: one number after the other, from
+where the last one ended, again and again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from itertools import count as endless
 
-from isoscale._base.errors import ConfigError, did_you_mean
-from isoscale._base.rng import generator
+from isoscale._base.errors import ConfigError
 from isoscale.config import SweepSection
-from isoscale.sweep.space import Point, centre_out
-
-Results = Sequence[tuple[Point, float]]
-"""Finished points and their mean loss over the seeds."""
+from isoscale.sweep.space import Dim, Point, Space, centre_out, identity
+from isoscale.sweep.strategies.base import Trial, lowest
 
 
-class Strategy(Protocol):
-    """What a strategy is."""
+class _Phases:
+    """A strategy in phases: each is known once all points of those before are done."""
 
-    def next_points(self, phase: int, results: Results) -> list[Point] | None:
-        """Points of phase 0, 1, ...; None when the search is over.
+    def ask(self, trials: Sequence[Trial], count: int) -> list[Point] | None:
+        """See `Strategy`: all of a phase at once."""
+        known = {identity(trial.point, 0): trial for trial in trials}
+        for phase in endless():
+            points = self._phase(phase, [trial for trial in trials if trial.state != "open"])
+            if points is None:
+                return None
+            fresh = [point for point in points if identity(point, 0) not in known]
+            if fresh:
+                return fresh
+            if any(known[identity(point, 0)].state == "open" for point in points):
+                return []
+        raise AssertionError
 
-        Args:
-            phase: how many phases are complete.
-            results: everything measured so far.
-        """
-        ...
-
-
-def best(results: Results) -> tuple[Point, float]:
-    """The point of lowest finite loss.
-
-    Raises:
-        ConfigError: every run diverged.
-    """
-    finite = [(point, loss) for point, loss in results if math.isfinite(loss)]
-    if not finite:
-        raise ConfigError("every run of the sweep diverged", key="sweep.space", hint="lower learning rates")
-    return min(finite, key=lambda pair: pair[1])
+    def _phase(self, phase: int, done: Sequence[Trial]) -> list[Point] | None:
+        """The points of one phase, from the results of those before; None past the last."""
+        raise AssertionError(phase, done)
 
 
-class LrLine:
+class LrLine(_Phases):
     """One line over the learning rate."""
 
     def __init__(self, section: SweepSection) -> None:
         if "lr" not in section.space:
-            raise ConfigError(
-                "the LR line search needs values for lr",
-                key="sweep.space.lr",
-                hint="--set 'sweep.space={lr=[0.5, 1.0, 2.0]}'",
-            )
+            raise ConfigError("the LR line search needs values for lr", key="sweep.space.lr",
+                              hint="--set 'sweep.space={lr=[0.5, 1.0, 2.0]}'")  # fmt: skip
         self.values = section.space["lr"]
 
-    def next_points(self, phase: int, results: Results) -> list[Point] | None:
-        """See `Strategy`."""
+    def _phase(self, phase: int, done: Sequence[Trial]) -> list[Point] | None:
         return [{"lr": value} for value in centre_out(self.values)] if phase == 0 else None
 
 
-class Independent:
+class Independent(_Phases):
     """LR line, one line per other HP at the best LR, then the winners together."""
 
     def __init__(self, section: SweepSection) -> None:
         self.line, self.space = LrLine(section), section.space
 
-    def next_points(self, phase: int, results: Results) -> list[Point] | None:
-        """See `Strategy`."""
+    def _phase(self, phase: int, done: Sequence[Trial]) -> list[Point] | None:
         if phase == 0:
-            return self.line.next_points(0, results)
-        lines = [(point, loss) for point, loss in results if set(point) == {"lr"}]
-        start, floor = best(lines)
+            return self.line._phase(0, done)
+        best = lowest([trial for trial in done if set(trial.point) == {"lr"}])
         others = [name for name in self.space if name != "lr"]
         if phase == 1 and others:
-            return [{**start, name: value} for name in others for value in centre_out(self.space[name])]
+            return [{**best.point, name: value} for name in others for value in centre_out(self.space[name])]
         if phase == 2 and others:
-            winners = dict(start)
+            winners = dict(best.point)
             for name in others:
-                own = [(point, loss) for point, loss in results if set(point) == {"lr", name}]
-                if own and best(own)[1] < floor:
-                    winners[name] = best(own)[0][name]
+                own = [trial for trial in done if set(trial.point) == {"lr", name} and math.isfinite(trial.loss)
+                       and trial.state == "done"]  # fmt: skip
+                if own and lowest(own).loss < best.loss:
+                    winners[name] = lowest(own).point[name]
             return [winners] if len(winners) > 2 else None
         return None
 
 
-class Random:
-    """Log-uniform between the ends of each HP's values."""
+class Coordinate:
+    """From the config's values, number by number: its grid, or a step either way; stops when a round gains nothing.
 
-    def __init__(self, section: SweepSection, seed: int) -> None:
-        if section.trials is None:
-            raise ConfigError(
-                "random search needs the number of points", key="sweep.trials", hint="--set sweep.trials=20"
-            )
-        self.trials, self.space, self.seed = section.trials, section.space, seed
-
-    def next_points(self, phase: int, results: Results) -> list[Point] | None:
-        """See `Strategy`."""
-        if phase > 0:
-            return None
-        draw = generator(self.seed, "sweep", "random")
-        return [
-            {name: float(math.exp(draw.uniform(math.log(min(v)), math.log(max(v))))) for name, v in self.space.items()}
-            for _ in range(self.trials)
-        ]
-
-
-def make(section: SweepSection, seed: int) -> Strategy:
-    """The strategy that a config names.
-
-    Raises:
-        ConfigError: unknown, or its settings are missing.
+    A number without a grid is tried a step of two octaves up and down, halved after a round that gained nothing, down
+    to a quarter.
     """
-    table: Mapping[str, type[LrLine] | type[Independent]] = {"lr": LrLine, "independent": Independent}
-    if section.strategy == "random":
-        return Random(section, seed)
-    ignored = [name for name in section.space if name != "lr"]
-    if section.strategy == "lr" and "lr" in section.space and ignored:
-        raise ConfigError(
-            f"the LR line tries lr only, not {', '.join(ignored)}", key="sweep.space", value=ignored,
-            hint="sweep.strategy=independent tries one line per hyperparameter",
-        )  # fmt: skip
-    if section.strategy not in table:
-        raise ConfigError(
-            f"unknown strategy {section.strategy!r}",
-            key="sweep.strategy",
-            value=section.strategy,
-            hint=did_you_mean(section.strategy, [*table, "random"]),
-        )
-    return table[section.strategy](section)
+
+    def __init__(self, space: Space, trials: int | None) -> None:
+        self.space, self.trials = space, math.inf if trials is None else trials
+
+    def ask(self, trials: Sequence[Trial], count: int) -> list[Point] | None:
+        """See `Strategy`: what has been asked is walked through again, to the first line that is not complete."""
+        known = {identity(trial.point, 0): trial for trial in trials}
+        here: dict[str, float] = {}
+        for line in self._lines(known, here):
+            fresh = [point for point in line if identity(point, 0) not in known]
+            if fresh:
+                room = self.trials - len(trials)
+                return fresh[: int(min(room, len(fresh)))] or None
+            if any(known[identity(point, 0)].state == "open" for point in line):
+                return []
+        return None
+
+    def _lines(self, known: dict[str, Trial], here: dict[str, float]) -> Iterator[list[Point]]:
+        yield [{}]
+        loss, step = _loss(known[identity({}, 0)]), 2.0
+        while True:
+            before = loss
+            for dim in self.space.dims:
+                line: list[Point] = [self._moved(here, dim, value) for value in self._values(dim, here, step)]
+                yield line
+                for point in line:
+                    if (found := _loss(known[identity(point, 0)])) < loss:
+                        loss, move = found, point
+                        here.clear()
+                        here.update(move)
+            if not loss < before:
+                step /= 2
+                if step < 0.25 or all(dim.values for dim in self.space.dims):
+                    return
+
+    def _moved(self, here: Point, dim: Dim, value: float) -> dict[str, float]:
+        """The point with one number changed; none is named that has the config's value."""
+        out = {**here, dim.name: value}
+        if math.isclose(value, dim.start, rel_tol=1e-12):
+            del out[dim.name]
+        return out
+
+    def _values(self, dim: Dim, here: Point, step: float) -> list[float]:
+        now = here.get(dim.name, dim.start)
+        if dim.values:
+            return [value for value in centre_out(dim.values) if value != now]
+        low, high = dim.ends
+        at = dim.octaves(now)
+        return [dim.value(x) for x in (min(at + step, high), max(at - step, low)) if x != at]
+
+
+def _loss(trial: Trial) -> float:
+    """What a trial counts for: divergence, pruning and failure are all just no gain."""
+    return trial.loss if trial.state == "done" and math.isfinite(trial.loss) else math.inf
