@@ -8,9 +8,10 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from isoscale.train.bench import Bench
 from isoscale.train.loop import RunResult, Tick, pick_device, train
 
-__all__ = ["RunResult", "Tick", "pick_device", "train"]
+__all__ = ["Bench", "RunResult", "Tick", "pick_device", "train"]
 
 
 class _Train(ModuleType):

@@ -26,16 +26,17 @@ from isoscale._base.files import atomic_write
 from isoscale._base.log import JsonLog, dumps, read
 from isoscale._base.rng import stream
 from isoscale.config import RunConfig
-from isoscale.formats.recipes import BF16, Recipe
+from isoscale.formats.recipes import BF16
 from isoscale.models import Decoder
 from isoscale.optim import LMD, lr_factor, make_optimizer
 from isoscale.planning import Plan
 from isoscale.probe import first_bad
 from isoscale.rules import by_name
 from isoscale.train import checkpoint
-from isoscale.train.data import TokenStream, eval_batches, load_corpus
+from isoscale.train.bench import Bench, Ready
+from isoscale.train.data import Corpus, TokenStream, eval_batches
 from isoscale.train.folder import check, claim, locked, rewind
-from isoscale.train.setup import build, convert, resolved
+from isoscale.train.setup import resolved
 from isoscale.train.state import Progress, load_optimizer, optimizer_tensors
 from isoscale.train.tokenizer import save_tokenizer
 
@@ -119,8 +120,9 @@ def evaluate(
 
 
 def train(
-    config: RunConfig, out: Path | str, *, resume: bool = False, on_step: Callable[[Tick], None] | None = None
-) -> RunResult:
+    config: RunConfig, out: Path | str, *, resume: bool = False, on_step: Callable[[Tick], None] | None = None,
+    bench: Bench | None = None,
+) -> RunResult:  # fmt: skip
     """Train one model.
 
     Args:
@@ -128,6 +130,7 @@ def train(
         out: run folder; made if missing.
         resume: continue what is there (bit-equal), or start if nothing is. Without it a used folder is refused.
         on_step: called after every step.
+        bench: what this process's runs share (texts, the model of a shape, its compiled step); the result is the same.
 
     Raises:
         IsoscaleError: bad data, a folder of another run, a full disk, a non-finite loss: each says what to do.
@@ -137,19 +140,17 @@ def train(
     torch.set_num_threads(config.train.threads)
     device = pick_device(config.train.device)
     _check_compiler(config, device)
-    corpus = load_corpus(config.data.source, config.data.tokenizer, val_fraction=config.data.val_fraction,
-                         cache=Path(config.data.cache) if config.data.cache else None,
-                         seq_len=config.data.seq_len)  # fmt: skip
-    model, plan = build(config, corpus.vocab, device)
-    recipe = convert(config, model, plan)
-    optimizer = make_optimizer(plan, model, config.optim, config.seed)
+    bench = Bench() if bench is None else bench
+    corpus = bench.corpus(config)
+    ready = bench.ready(config, corpus.vocab, device)
+    optimizer = make_optimizer(ready.plan, ready.model, config.optim, config.seed)
     text = hashlib.sha256(f"{corpus.sha256} {corpus.tokenizer.to_json()}".encode()).hexdigest()
     with locked(out):  # everything that can be refused has been: the folder gets its first file here
         claim(out, config, resume=resume)
-        run = _Run(config, out, model, plan, optimizer, corpus.train, corpus.val, device, text, recipe)
+        run = _Run(config, out, ready, optimizer, corpus, device, text)
         try:
             run.restore()
-            atomic_write(out / "plan.json", plan.to_json())
+            atomic_write(out / "plan.json", ready.plan.to_json())
             save_tokenizer(corpus.tokenizer, out / "tokenizer.json")
             return run.go(on_step)
         finally:
@@ -160,27 +161,27 @@ class _Run:
     """One run's moving parts; `go` is the loop."""
 
     def __init__(
-        self, config: RunConfig, out: Path, model: Decoder, plan: Plan, optimizer: torch.optim.Optimizer,
-        tokens: Any, val: Any, device: torch.device, text: str, recipe: Recipe,
+        self, config: RunConfig, out: Path, ready: Ready, optimizer: torch.optim.Optimizer, corpus: Corpus,
+        device: torch.device, text: str,
     ) -> None:  # fmt: skip
-        self.config, self.out, self.model, self.plan, self.optimizer = config, out, model, plan, optimizer
+        self.config, self.out, self.optimizer = config, out, optimizer
+        self.model, self.plan, self.step_model = ready.model, ready.plan, ready.step
         self.device, self.progress, self.text = device, Progress(), text
         self.torn = False  # whether weights, counters and rows disagree just now: no moment for a checkpoint
         self.logs: list[JsonLog] = []
         cfg = config.train
-        self.stream = TokenStream(tokens, config.data.seq_len, cfg.batch, stream(config.seed, "data"))
+        self.stream = TokenStream(corpus.train, config.data.seq_len, cfg.batch, stream(config.seed, "data"))
         self.val = [
             part
-            for ids, targets in eval_batches(val, config.data.seq_len, cfg.batch, cfg.eval_batches)
+            for ids, targets in eval_batches(corpus.val, config.data.seq_len, cfg.batch, cfg.eval_batches)
             for part in self.micro(ids, targets)
         ]
-        self.step_model: Callable[..., Tensor] = torch.compile(model, dynamic=False) if cfg.compile else model
         self.peaks = [group["lr"] for group in optimizer.param_groups]
-        self.parameters = list(model.parameters())
-        self.unit = model.config.scaling == "unit"
+        self.parameters = list(self.model.parameters())
+        self.unit = self.model.config.scaling == "unit"
         self.loss_scale = config.numerics.loss_scale
         self.recent: list[float] = []
-        self.finish_step = recipe.finish_step(cfg.steps) if numerics.summary(model).layers else cfg.steps
+        self.finish_step = ready.recipe.finish_step(cfg.steps) if numerics.summary(self.model).layers else cfg.steps
 
     def micro(self, ids: Any, targets: Any) -> list[tuple[Tensor, Tensor]]:
         """A batch's micro-batches, on the device."""

@@ -1,0 +1,123 @@
+"""A bench shares models between runs; a run on one is the run without it, to the bit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from isoscale._base.log import read
+from isoscale.train import Bench, loop, train
+from isoscale.train import bench as module
+from isoscale.train.bench import _kinds
+
+CPU = torch.device("cpu")
+FIRST = {"hps.lr": 4.0, "hps.init_std": 2.0, "hps.alpha_res": 3.0, "hps.alpha_attn": 2.0, "hps.alpha_ffn_act": 0.5,
+         "hps.alpha_out": 2.0, "hps.alpha_loss": 0.5, "hps.beta1": 0.8, "hps.weight_decay": 0.1, "seed": 7}  # fmt: skip
+
+
+def rows(out):
+    return list(read(out / "metrics.jsonl"))
+
+
+def weights(out):
+    return loop.checkpoint.load_latest(out).model
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"model.dropout": 0.2}, {"model.tied": True, "model.norm": "trainable", "model.qk_norm": True},
+     {"rules.parametrisation": "sp"}, {"rules.parametrisation": "mup", "base.width": 8}, {"optim.name": "lmd"}],
+    ids=["plain", "dropout", "tied", "sp", "mup", "lmd"],
+)  # fmt: skip
+def test_a_run_on_a_used_bench_is_a_fresh_run_to_the_bit(tiny, tmp_path, values):
+    bench = Bench()
+    first = {**values, **(FIRST if not values.keys() & {"rules.parametrisation", "optim.name"} else {"seed": 7})}
+    train(tiny(**first), tmp_path / "before", bench=bench)
+    train(tiny(**values), tmp_path / "shared", bench=bench)
+    train(tiny(**values), tmp_path / "fresh")
+    assert len(bench._held) == 1
+    assert rows(tmp_path / "shared") == rows(tmp_path / "fresh") != rows(tmp_path / "before")
+    shared, fresh = weights(tmp_path / "shared"), weights(tmp_path / "fresh")
+    assert shared.keys() == fresh.keys()
+    assert all(torch.equal(shared[k], fresh[k]) for k in fresh)
+
+
+def test_the_model_is_shared_and_every_multiplier_is_the_plans_own(tiny):
+    bench = Bench()
+    first = bench.ready(tiny(**FIRST), 256, CPU)
+    before = {site: getattr(first.model.get_submodule(site.path), site.attr)
+              for site in first.model.sites() if site.attr}  # fmt: skip
+    again, fresh = bench.ready(tiny(), 256, CPU), Bench().ready(tiny(), 256, CPU)
+    assert again.model is first.model
+    assert again.model is not fresh.model
+    for site in (s for s in fresh.model.sites() if s.attr):
+        path, attr = site.path, site.attr
+        assert getattr(again.model.get_submodule(path), attr) == getattr(fresh.model.get_submodule(path), attr)
+    moved = [s for s in before if before[s] != getattr(fresh.model.get_submodule(s.path), s.attr)]
+    assert len(moved) >= 5  # the control: the first run's were others
+
+
+def test_control_a_model_with_a_multiplier_that_nobody_plans_is_not_held(tiny, monkeypatch):
+    real = module.make_plan
+
+    def partial(config, model):
+        plan = real(config, model)
+        sites = [replace(site, multiplier=None) if site.attr == "loss_mult" else site for site in plan.sites]
+        return replace(plan, sites=tuple(sites))
+
+    monkeypatch.setattr(module, "make_plan", partial)
+    bench = Bench()
+    first = bench.ready(tiny(), 256, CPU).model
+    first.loss_mult = 3.0
+    again = bench.ready(tiny(), 256, CPU).model
+    assert again is not first
+    assert again.loss_mult == 1.0
+
+
+def test_another_shape_is_another_model_and_the_oldest_leaves(tiny):
+    bench = Bench(shapes=2)
+    one, two = (bench.ready(tiny(**{"model.width": width}), 256, CPU).model for width in (16, 32))
+    assert one is not two
+    assert bench.ready(tiny(**{"model.width": 16}), 256, CPU).model is one
+    bench.ready(tiny(**{"model.width": 24}), 256, CPU)
+    assert bench.ready(tiny(**{"model.width": 32}), 256, CPU).model is not two
+    assert len(bench._held) == 2
+
+
+@pytest.mark.slow
+def test_cast_models_are_not_shared(tiny, tmp_path):
+    cast = {"numerics.recipe": "mxfp8", "numerics.norm": "mxnorm", "model.width": 32, "model.depth": 3}
+    bench = Bench()
+    ready = bench.ready(tiny(**cast), 256, CPU)
+    assert not bench._held
+    assert bench.ready(tiny(**cast), 256, CPU).model is not ready.model
+    assert _kinds(ready.model) != _kinds(Bench().ready(tiny(), 256, CPU).model)
+    train(tiny(**cast, **{"hps.lr": 4.0}), tmp_path / "before", bench=bench)
+    train(tiny(**cast), tmp_path / "shared", bench=bench)
+    train(tiny(**cast), tmp_path / "fresh")
+    assert rows(tmp_path / "shared") == rows(tmp_path / "fresh")
+
+
+def test_a_cut_run_resumes_on_another_bench_to_the_bit(tiny, tmp_path):
+    bench = Bench()
+
+    def stop(tick):
+        if tick.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), tmp_path / "cut", on_step=stop, bench=bench)
+    train(tiny(**FIRST), tmp_path / "other", bench=bench)
+    train(tiny(), tmp_path / "cut", resume=True, bench=bench)
+    train(tiny(), tmp_path / "whole")
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+def test_a_text_is_read_once(tiny, monkeypatch):
+    calls, real = [], module.load_corpus
+    monkeypatch.setattr(module, "load_corpus", lambda *args, **kw: calls.append(args) or real(*args, **kw))
+    bench = Bench()
+    one, two = bench.corpus(tiny()), bench.corpus(tiny(**{"hps.lr": 2.0}))
+    assert one is two
+    assert len(calls) == 1
+    assert bench.corpus(tiny(**{"data.seq_len": 16})) is not one
