@@ -145,17 +145,9 @@ def check(modules: Mapping[str, float], rows: Sequence[ParamRow], sites: Sequenc
             raise PlanError("the model has no blocks, so there is no depth", key=f"modules.{text}")
 
 
-def scaled_beta(beta: float, factor: float, name: str) -> float:
-    """A beta with 1 - beta times a factor.
-
-    Raises:
-        PlanError: it left [0, 1).
-    """
-    out = 1 - (1 - beta) * factor
-    if not 0 <= out < 1:
-        raise PlanError(f"{name}: 1 - beta = {1 - beta:g} times {factor:g} leaves (0, 1]", key="modules", value=factor,
-                        hint=f"a factor of at most {1 / (1 - beta):.4g}")  # fmt: skip
-    return out
+def scaled_beta(beta: float, factor: float) -> float:
+    """A beta with (1 - beta) / beta times a factor: for betas near 1 that is 1 - beta, and no factor leaves [0, 1)."""
+    return beta / (beta + (1 - beta) * factor)
 
 
 def with_factors(
@@ -169,7 +161,7 @@ def with_factors(
         independent: whether decay is independent of the LR: then a factor on the LR leaves a step's decay as it is.
 
     Raises:
-        PlanError: a factor that acts on nothing, or drives a beta out of its range.
+        PlanError: a factor that acts on nothing.
     """
     check(modules, rows, sites)
     factors, count = Factors.of(modules), blocks(row.name for row in rows)
@@ -187,7 +179,7 @@ def _betas(row: ParamRow, factors: Factors, count: int) -> tuple[tuple[float, fl
     out, why = [], []
     for name, beta in zip(("beta1", "beta2"), row.betas):
         factor, said = factors.at(name, type_of(row.name), depth_of(row.name, count))
-        out.append(scaled_beta(beta, factor, row.name))
+        out.append(scaled_beta(beta, factor))
         why += [said] * bool(said)
     return (out[0], out[1]), " x ".join(why)
 
@@ -203,7 +195,7 @@ def _row(row: ParamRow, factors: Factors, count: int, independent: bool) -> Para
         if why:
             reasons[hp] += f", times {show_number(factor)} = {why}"
     if said:
-        reasons["betas"] += f", 1 - beta times {said}"
+        reasons["betas"] += f", (1 - beta) / beta times {said}"
     lr, decay, eps = found["lr"][0], found["weight_decay"][0], found["eps"][0]
     if independent and lr != 1:
         decay /= lr
