@@ -76,8 +76,8 @@ def sweep_folder(tmp_path, run, losses, points=None):
         trials.append({"id": f"t{i}", "point": point, "seed": 0, "state": "done", "loss": loss, "seconds": 1.0,
                        "attempts": 1})  # fmt: skip
     best = min(range(len(losses)), key=lambda i: losses[i])
-    sweep = {"out": str(tmp_path), "best": points[best], "loss": losses[best], "edge": True, "seconds": 3.0, "trials": trials}
-    (tmp_path / "sweep.json").write_text(dumps(sweep))
+    sweep = {"finished": True, "out": str(tmp_path), "best": points[best], "loss": losses[best], "edge": True, "seconds": 3.0, "trials": trials}
+    (tmp_path / "study.json").write_text(dumps(sweep))
     return tmp_path
 
 
@@ -105,7 +105,7 @@ def test_folders_that_cannot_be_reported_on(tmp_path):
     with pytest.raises(CheckpointError, match="nothing to report on") as error:
         write_report(tmp_path)
     assert "isoscale sweep --resume" in error.value.hint
-    (tmp_path / "sweep.json").write_text("{")
+    (tmp_path / "study.json").write_text("{")
     with pytest.raises(CheckpointError, match="damaged"):
         write_report(tmp_path)
 

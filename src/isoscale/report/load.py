@@ -69,11 +69,12 @@ def kind_of(folder: Path) -> Kind:
     """
     if (folder / "transfer.json").exists():
         return "quickstart"
-    if (folder / "sweep.json").exists():
+    if (folder / "study.json").exists() and read_json(folder / "study.json").get("finished"):
         return "sweep"
     if (folder / "metrics.jsonl").exists():
         return "run"
-    hint = "the sweep has not finished: isoscale sweep --resume" if (folder / "study.db").exists() else \
+    begun = any((folder / name).exists() for name in ("study.json", "study.db"))
+    hint = "the sweep has not finished: isoscale sweep --resume" if begun else \
            "give a folder made by isoscale train, sweep or quickstart"  # fmt: skip
     raise CheckpointError("there is nothing to report on", key="DIR", value=str(folder), hint=hint)
 
@@ -89,6 +90,7 @@ def read_run(path: Path) -> Run:
 
 
 def read_sweep(path: Path) -> tuple[dict[str, Any], list[Run]]:
-    """`sweep.json`, and the trials' runs in its order."""
-    sweep = read_json(path / "sweep.json")
-    return sweep, [read_run(path / "trials" / trial["id"]) for trial in sweep["trials"] if trial["state"] == "done"]
+    """`study.json`, and the runs of its trials in its order; trials that were no runs of isoscale have none."""
+    sweep = read_json(path / "study.json")
+    done = [path / "trials" / trial["id"] for trial in sweep["trials"] if trial["state"] == "done"]
+    return sweep, [read_run(folder) for folder in done if (folder / "run.json").exists()]

@@ -108,7 +108,7 @@ def plan_table(plan: Mapping[str, Any]) -> str:
 def _lr_line(sweep: Mapping[str, Any]) -> dict[float, float]:
     groups: dict[float, list[float]] = {}
     for trial in sweep["trials"]:
-        if trial["state"] == "done" and set(trial["point"]) == {"lr"}:
+        if trial["state"] == "done" and set(trial["point"]) == {"lr"} and not trial.get("confirm"):
             groups.setdefault(trial["point"]["lr"], []).append(float(trial["loss"]))
     return {lr: sum(losses) / len(losses) for lr, losses in groups.items()}
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from isoscale._base.errors import IsoscaleError
 from isoscale.config import RunConfig
+from isoscale.sweep.executors.base import PINNED
 from isoscale.sweep.one import run_one, stop_politely
-from isoscale.sweep.study import PINNED
 
 WATCH = 0.5  # seconds between looks at the metric files
 

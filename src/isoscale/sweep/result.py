@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import optuna
-
 from isoscale._base.errors import CheckpointError
+from isoscale._base.files import read_json
 from isoscale.config import RunConfig
-from isoscale.sweep.store import open_study
+from isoscale.sweep.winner import Confidence, choose
 from isoscale.train.folder import read_config
 
-_STATES = {
-    optuna.trial.TrialState.COMPLETE: "done",
-    optuna.trial.TrialState.RUNNING: "running",
-    optuna.trial.TrialState.WAITING: "waiting",
-    optuna.trial.TrialState.FAIL: "failed",
-}
+FORMAT = 2  # of study.json and the storage; 1 was sweep.json with Optuna's own queue
 
 
 @dataclass(frozen=True)
@@ -31,10 +25,14 @@ class TrialRow:
         id: its identity and folder name under `trials/`.
         point: HP values in base units.
         seed: of init and data.
-        state: done, running, waiting or failed.
-        loss: validation, nats per token; inf when diverged, nan while not done.
+        state: done, pruned, running, waiting or failed.
+        loss: validation, nats per token; inf when diverged, nan while open; pruned: its last training loss.
         seconds: wall time.
         attempts: how often it was started.
+        tokens: trained on.
+        error: why it failed.
+        diverged: what was not finite first.
+        confirm: one of the fresh-seed runs after the search.
     """
 
     id: str
@@ -44,6 +42,10 @@ class TrialRow:
     loss: float
     seconds: float
     attempts: int
+    tokens: int = 0
+    error: str = ""
+    diverged: str = ""
+    confirm: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,12 @@ class SweepResult:
         config: what every trial shared.
         trials: one per (point, seed).
         best: the winning HP values; empty while nothing is done.
-        loss: their mean validation loss over the seeds.
+        loss: their mean validation loss over the seeds; over the fresh seeds where the winner was confirmed.
         edge: whether the best LR lies at an end of what was tried (then the optimum may lie outside).
         seconds: wall time of all trials together.
+        confidence: what the fresh seeds say; None without confirmation.
+        stopped: what ended the search early (`sweep.budget_runs`, `sweep.enough`, ...), else empty.
+        warnings: in words.
     """
 
     out: Path
@@ -67,50 +72,57 @@ class SweepResult:
     loss: float
     edge: bool
     seconds: float
+    confidence: Confidence | None = None
+    stopped: str = ""
+    warnings: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {
             "out": str(self.out), "best": dict(self.best), "loss": self.loss, "edge": self.edge,
-            "seconds": self.seconds, "trials": [asdict(trial) for trial in self.trials],
+            "seconds": self.seconds, "confidence": self.confidence.to_dict() if self.confidence else None,
+            "stopped": self.stopped, "warnings": list(self.warnings),
+            "trials": [asdict(trial) for trial in self.trials],
         }  # fmt: skip
 
 
-def trial_rows(study: optuna.Study) -> tuple[TrialRow, ...]:
-    """One row per (point, seed); of several attempts the one furthest along counts."""
-    rank = {"done": 3, "running": 2, "waiting": 1, "failed": 0}
-    rows: dict[str, TrialRow] = {}
-    for trial in study.get_trials(deepcopy=False):
-        attrs = trial.user_attrs
-        if "id" not in attrs or trial.state not in _STATES:
-            continue
-        state = _STATES[trial.state]
-        loss = float(trial.value) if state == "done" and trial.value is not None else math.nan
-        row = TrialRow(attrs["id"], attrs["point"], attrs["seed"], state, loss, attrs.get("seconds", 0.0), 1)
-        old = rows.get(row.id)
-        attempts = (old.attempts if old else 0) + (state != "waiting")
-        keep = row if old is None or rank[state] >= rank[old.state] else old
-        rows[row.id] = TrialRow(keep.id, keep.point, keep.seed, keep.state, keep.loss, keep.seconds, attempts)
-    return tuple(rows.values())
-
-
-def means(trials: tuple[TrialRow, ...]) -> list[tuple[Mapping[str, float], float]]:
-    """Finished points and their mean loss over the seeds that are done."""
-    groups: dict[tuple[tuple[str, float], ...], list[float]] = {}
+def means(trials: Sequence[TrialRow]) -> list[tuple[Mapping[str, float], float]]:
+    """Finished points and their mean loss over the seeds that are done; confirmations are left out."""
+    groups: dict[tuple[tuple[str, float], ...], tuple[Mapping[str, float], list[float]]] = {}
     for trial in trials:
-        if trial.state == "done":
-            groups.setdefault(tuple(sorted(trial.point.items())), []).append(trial.loss)
-    return [(dict(point), sum(losses) / len(losses)) for point, losses in groups.items()]
+        if trial.state == "done" and not trial.confirm:
+            groups.setdefault(tuple(sorted(trial.point.items())), (trial.point, []))[1].append(trial.loss)
+    return [(dict(point), sum(losses) / len(losses)) for point, losses in groups.values()]
 
 
-def summarise(out: Path, config: RunConfig, study: optuna.Study) -> SweepResult:
+def confirmed(trials: Sequence[TrialRow]) -> Confidence | None:
+    """What the fresh seeds say; None where there are none."""
+    groups: dict[tuple[tuple[str, float], ...], tuple[Mapping[str, float], dict[int, float]]] = {}
+    for trial in trials:
+        if trial.confirm and trial.state == "done":
+            groups.setdefault(tuple(sorted(trial.point.items())), (trial.point, {}))[1][trial.seed] = trial.loss
+    return choose(list(groups.values())) if groups else None
+
+
+def summarise(
+    out: Path, config: RunConfig, trials: tuple[TrialRow, ...], stopped: str = "", warnings: tuple[str, ...] = ()
+) -> SweepResult:
     """The result as it stands."""
-    trials = trial_rows(study)
-    done = [(point, loss) for point, loss in means(trials) if math.isfinite(loss)]
+    finished, sure = means(trials), confirmed(trials)
+    done = [(point, loss) for point, loss in finished if math.isfinite(loss)]
     best, loss = min(done, key=lambda pair: pair[1]) if done else ({}, math.nan)
-    rates = sorted({point["lr"] for point, _ in means(trials) if "lr" in point})
-    edge = len(rates) > 1 and best.get("lr") in (rates[0], rates[-1]) and config.sweep.strategy != "random"
-    return SweepResult(out, config, trials, best, loss, edge, sum(t.seconds for t in trials))
+    if sure is not None and math.isfinite(sure.contenders[0].interval.mean):
+        best, loss = sure.contenders[0].point, sure.contenders[0].interval.mean
+    rates = sorted({point["lr"] for point, _ in finished if "lr" in point})
+    lines = config.sweep.strategy in ("lr", "independent", "grid")
+    edge = lines and len(rates) > 1 and best.get("lr") in (rates[0], rates[-1])
+    return SweepResult(out, config, trials, best, loss, edge, sum(t.seconds for t in trials), sure, stopped, warnings)
+
+
+def rows_of(data: Mapping[str, Any]) -> tuple[TrialRow, ...]:
+    """The rows in `study.json`; numbers that JSON has not as text."""
+    rows = [{**row, "loss": float(row["loss"]), "seconds": float(row["seconds"])} for row in data.get("trials", ())]
+    return tuple(TrialRow(**row) for row in rows)
 
 
 def load(out: Path | str) -> SweepResult:
@@ -120,8 +132,25 @@ def load(out: Path | str) -> SweepResult:
         CheckpointError: there is no sweep, or none of its trials is done.
     """
     out = Path(out)
-    study = open_study(out)
-    result = summarise(out, read_config(out), study)
+    path = out / "study.json"
+    data = read_json(path) if path.exists() else {}
+    if not isinstance(data, dict):
+        raise CheckpointError("study.json is damaged", place=str(path), hint="restore it, or sweep again")
+    if not data and not (out / "study.db").exists():
+        raise CheckpointError("no sweep here", key="study.json", place=str(out),
+                              hint="give the folder that isoscale sweep --out made")  # fmt: skip
+    rows = rows_of(data)
+    if not data.get("finished") and not data.get("storage"):  # the storage knows more than the file
+        from isoscale.sweep.ledger import Ledger
+        from isoscale.sweep.store import Store, url
+
+        store, ledger = Store(url(out), create=False), Ledger(())
+        try:
+            ledger.merge(store.trials(), set())
+        finally:
+            store.close()
+        rows = ledger.rows()
+    result = summarise(out, read_config(out), rows, data.get("stopped", ""), tuple(data.get("warnings", ())))
     if not result.best:
         raise CheckpointError(
             "no trial of this sweep has finished with a finite loss",

@@ -1,224 +1,248 @@
-"""Running a sweep: enqueue a phase, keep workers alive, watch, next phase. Killed workers' trials come back."""
+"""A search in a folder: `sweep()`, and the `Study` behind it.
+
+The folder: `run.json` (the config), `study.json` (what is searched, what was spent, what was found), `study.db` (every
+trial, unless the storage is elsewhere; open to optuna-dashboard), `trials/` (a run folder each), `worker_*.log`.
+"""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import optuna
-
-from isoscale._base.errors import ConfigError, IsoscaleError
-from isoscale._base.files import atomic_write
+import isoscale
+from isoscale._base.errors import CheckpointError, ConfigError
+from isoscale._base.files import atomic_write, read_json
 from isoscale._base.log import dumps
 from isoscale.config import RunConfig
-from isoscale.sweep.budget import affordable
-from isoscale.sweep.result import SweepResult, TrialRow, means, summarise, trial_rows
-from isoscale.sweep.space import Point, identity, show
-from isoscale.sweep.store import RETRIES, open_study
-from isoscale.sweep.strategies import make
+from isoscale.sweep.budget import Budget, run_cost, run_tokens
+from isoscale.sweep.driver import Driver, Setup, Status
+from isoscale.sweep.executors import Executor, make, workers_of
+from isoscale.sweep.job import LAUNCH, TRAIN, find
+from isoscale.sweep.lease import Lease
+from isoscale.sweep.result import FORMAT, SweepResult, TrialRow, load, summarise
+from isoscale.sweep.space import Space, trial_config
+from isoscale.sweep.store import NAME, Store, shown, url
+from isoscale.sweep.strategies import make as make_strategy
 from isoscale.train.data import load_corpus
-from isoscale.train.folder import check, claim, locked
+from isoscale.train.folder import check, claim, locked, read_config
 from isoscale.train.setup import meta_plan, resolved
 
-WATCH = 0.5  # seconds between looks
-# One thread a worker; and glibc keeps freed pages, which saves up to a fifth of a CPU step.
-PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "2000000000",
-          "MALLOC_TRIM_THRESHOLD_": "2000000000"}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Status:
-    """What a progress display gets.
-
-    Args:
-        done, total: trials of the sweep so far enqueued.
-        best: the best point so far, in words; empty before the first.
-        loss: its loss.
-        seconds_left: estimate for what is enqueued; nan before the first trial is done.
-    """
-
-    done: int
-    total: int
-    best: str
-    loss: float
-    seconds_left: float
-
-
-def _spawn(out: Path, number: int) -> subprocess.Popen[bytes]:
-    env = {**os.environ, **PINNED}
-    command = [sys.executable, "-m", "isoscale.sweep.worker", str(out), str(os.getpid())]
-    with (out / f"worker_{number}.log").open("ab") as log:
-        return subprocess.Popen(command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+__all__ = ["Status", "Study", "sweep"]
 
 
 def sweep(
-    config: RunConfig, out: Path | str, *, resume: bool = False, on_status: Callable[[Status], None] | None = None
-) -> SweepResult:
+    config: RunConfig, out: Path | str, *, resume: bool = False, objective: str | None = None,
+    on_status: Callable[[Status], None] | None = None,
+) -> SweepResult:  # fmt: skip
     """Search hyperparameters with the config's strategy; every trial is a resumable run under `out/trials`.
 
     Args:
         config: the proxy and its sweep section.
-        out: sweep folder, with `run.json`, `study.db` (open to optuna-dashboard), `trials/` and `sweep.json`.
-        resume: continue the sweep that is there.
+        out: sweep folder.
+        resume: continue the sweep that is there; trials that failed get another chance.
+        objective: what a trial is, "module:function" (see `sweep.job`); None: `sweep.command`, or a training run.
         on_status: called about twice a second.
 
     Raises:
-        IsoscaleError: a bad config, an unpayable budget, a folder of another sweep, workers that keep dying (with the
-            last line of their log).
+        IsoscaleError: a bad config, an unpayable budget, a folder of another sweep, a storage that refuses, too many
+            points that fail (with the first one's words).
     """
-    out, config = Path(out).resolve(), resolved(config)
-    check(out, config, resume=resume, kind="sweep")
-    corpus = load_corpus(config.data.source, config.data.tokenizer, val_fraction=config.data.val_fraction,
-                         cache=Path(config.data.cache) if config.data.cache else None,
-                         seq_len=config.data.seq_len)  # fmt: skip
-    meta_plan(config, corpus.vocab)  # a config that no trial could run is refused here, and the largest values too
-    for name, values in config.sweep.space.items():
-        meta_plan(config.with_values(**{f"hps.{name}": max(values)}), corpus.vocab)
-    strategy, limit = make(config.sweep, config.seed), affordable(config, corpus.vocab)
-    with locked(out):
-        claim(out, config, resume=resume, kind="sweep")
-        study = open_study(out, create=True)
-        study.set_user_attr("stop", False)
-        watch = _Watch(out, config, study, on_status)
-        try:
-            watch.revive()
-            phase = 0
-            while (points := strategy.next_points(phase, means(trial_rows(study)))) is not None:
-                cut = watch.enqueue(points, limit)
-                watch.drain()
-                if cut:
-                    break
-                phase += 1
-        finally:
-            study.set_user_attr("stop", True)
-            watch.close()
-    result = summarise(out, config, study)
-    if not result.best:
-        raise ConfigError(
-            "every run of the sweep diverged or failed",
-            key="sweep.space",
-            place=str(out),
-            hint="lower learning rates; the trials' folders hold the details",
-        )
-    atomic_write(out / "sweep.json", dumps(result.to_dict(), indent=1))
-    return result
+    return Study(config, out, objective=objective).run(resume=resume, on_status=on_status)
 
 
-class _Watch:
-    """Worker processes and the queue they empty."""
+class Study:
+    """A search that has a folder.
 
-    def __init__(
-        self, out: Path, config: RunConfig, study: optuna.Study, on_status: Callable[[Status], None] | None
-    ) -> None:
-        self.out, self.config, self.study, self.on_status = out, config, study, on_status
-        self.workers: list[subprocess.Popen[bytes]] = []
-        self.deaths, self.begun, self.before = 0, time.perf_counter(), 0
-        self.revived: dict[str, int] = {}
+    Args:
+        config: the proxy and its sweep section.
+        out: its folder; nothing is written before `run`.
+        objective: see `sweep`.
+    """
 
-    def revive(self) -> list[TrialRow]:
-        """Put trials back into the queue whose worker was interrupted; those that an error ended are returned.
+    def __init__(self, config: RunConfig, out: Path | str, *, objective: str | None = None) -> None:
+        self.out, self.config = Path(out).resolve(), resolved(config)
+        self.objective = objective or (LAUNCH if config.sweep.command else TRAIN)
 
-        Called at the start too, where a resumed sweep gives every failed trial another chance, errors included.
+    @staticmethod
+    def open(out: Path | str) -> Study:
+        """The study of a folder.
+
+        Raises:
+            CheckpointError: there is none.
         """
-        start, lost = not self.workers, []
-        errors = {t.user_attrs["id"]: t.user_attrs["error"] for t in self.study.get_trials(deepcopy=False)
-                  if "error" in t.user_attrs}  # fmt: skip
-        for row in trial_rows(self.study):
-            if row.state != "failed":
-                continue
-            count = self.revived.get(row.id, 0)
-            if not start and (row.id in errors or count > RETRIES):
-                lost.append(row)
-                continue
-            self.revived[row.id] = count + 1
-            attrs = {"id": row.id, "point": dict(row.point), "seed": row.seed}
-            self.study.enqueue_trial(dict(row.point), user_attrs=attrs)
-        return lost
+        saved = _saved(Path(out))
+        if not saved:
+            raise CheckpointError("no sweep here", key="study.json", place=str(out),
+                                  hint="give the folder that isoscale sweep --out made")  # fmt: skip
+        return Study(read_config(Path(out)), out, objective=saved["search"]["objective"])
 
-    def enqueue(self, points: list[Point], limit: float) -> bool:
-        """Add the phase's (point, seed) pairs that are not there yet; True when the budget cut some off."""
-        known = {row.id for row in trial_rows(self.study)}
-        for seed in self.config.sweep.seeds or (self.config.seed,):
-            for point in points:
-                name = identity(point, seed)
-                if name in known:
-                    continue
-                if len(known) >= limit:
-                    return True
-                known.add(name)
-                self.study.enqueue_trial(dict(point), user_attrs={"id": name, "point": dict(point), "seed": seed})
-        return False
+    @property
+    def trials(self) -> tuple[TrialRow, ...]:
+        """One row per (point, seed). Raises as `load`."""
+        return load(self.out).trials
 
-    def drain(self) -> None:
-        """Until nothing waits or runs."""
-        self.before = sum(row.state == "done" for row in trial_rows(self.study))
-        self.begun = time.perf_counter()
-        while True:
-            self.report()
-            if lost := self.revive():
-                raise IsoscaleError(
-                    f"trial {lost[0].id} failed: {self._error(lost[0].id)}",
-                    place=str(self.out),
-                    key=show(lost[0].point),
-                    hint="see worker_*.log; --resume tries again",
-                )
-            open_rows = [row for row in trial_rows(self.study) if row.state in ("waiting", "running")]
-            if not open_rows:
-                self.report()  # what ended since the first look
-                return
-            self._keep_alive(min(self.config.sweep.workers, len(open_rows)))
-            optuna.storages.fail_stale_trials(self.study)
-            time.sleep(WATCH)
+    @property
+    def best(self) -> Mapping[str, float]:
+        """The best point so far. Raises as `load`."""
+        return load(self.out).best
 
-    def _keep_alive(self, wanted: int) -> None:
-        gone = [worker for worker in self.workers if worker.poll() is not None]
-        self.deaths += len(gone)
-        self.workers = [worker for worker in self.workers if worker.poll() is None]
-        if self.deaths > (RETRIES + 1) * self.config.sweep.workers:
-            raise IsoscaleError(
-                "the sweep's workers keep dying",
-                place=str(self.out / "worker_0.log"),
-                value=self._last_words(),
-                hint="read the log; isoscale train reproduces one trial",
-            )
-        while len(self.workers) < wanted:
-            self.workers.append(_spawn(self.out, len(self.workers)))
-
-    def _error(self, name: str) -> str:
-        trials = [t for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get("id") == name]
-        found = [str(t.user_attrs["error"]) for t in trials if "error" in t.user_attrs]
-        return found[-1] if found else f"its worker died {len(trials)} times"
-
-    def _last_words(self) -> str:
-        for log in sorted(self.out.glob("worker_*.log")):
-            lines = log.read_text(errors="replace").strip().splitlines()
-            if lines:
-                return lines[-1][:300]
-        return ""
-
-    def report(self) -> None:
-        """Tell the display."""
-        if self.on_status is None:
-            return
-        now = summarise(self.out, self.config, self.study)
-        done = sum(row.state == "done" for row in now.trials)
-        fresh, spent = done - self.before, time.perf_counter() - self.begun
-        left = spent / fresh * (len(now.trials) - done) if fresh else float("nan")
-        self.on_status(Status(done, len(now.trials), show(now.best) if now.best else "", now.loss, left))
-
-    def close(self) -> None:
-        """Stop the workers: politely, then firmly."""
-        for worker in self.workers:
-            worker.terminate()
-        for worker in self.workers:
+    def run(self, *, resume: bool = True, on_status: Callable[[Status], None] | None = None) -> SweepResult:
+        """Search until the strategy, a budget or an interruption ends it. Arguments and errors as `sweep`."""
+        out, config = self.out, self.config
+        check(out, config, resume=resume, kind="sweep")
+        setup = self._setup()
+        saved = _saved(out)
+        warnings = _same(saved, self._search(setup), out) if saved else ()
+        if not saved and (out / "study.db").exists():
+            raise _other_format(out, 1)
+        setup = replace(setup, spent=float(saved.get("spent", {}).get("wall_seconds", 0.0)) if saved else 0.0)
+        workers = workers_of(config)
+        with locked(out), self._store(setup) as (store, lease):
+            claim(out, config, resume=resume, kind="sweep")
+            driver = Driver(setup, store, lease, on_status)
+            self._write(setup, driver, warnings, finished=False)
             try:
-                worker.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
-        self.workers = []
+                driver.begin(retry=resume)
+                executor = make(config, out, driver.hear, workers)
+                with _closing(executor, driver):
+                    driver.run(executor)
+            except BaseException:
+                self._write(setup, driver, warnings, finished=False)
+                raise
+            result = self._write(setup, driver, warnings, finished=True)
+        if not result.best:
+            errors = list(driver.ledger.failed().values())
+            raise ConfigError(
+                "every run of the sweep diverged or failed" + (f"; the first error: {errors[0]}" if errors else ""),
+                key="sweep.space", place=str(out), hint="lower learning rates; the trials' folders hold the details",
+            )  # fmt: skip
+        return result
+
+    def _setup(self) -> Setup:
+        """Everything that can be refused before a file is written."""
+        config, vocab, flops = self.config, 256, math.nan
+        if self.objective == TRAIN:
+            corpus = load_corpus(config.data.source, config.data.tokenizer, val_fraction=config.data.val_fraction,
+                                 cache=Path(config.data.cache) if config.data.cache else None,
+                                 seq_len=config.data.seq_len)  # fmt: skip
+            vocab = corpus.vocab
+            meta_plan(config, vocab)  # a config that no trial could run
+        else:
+            find(self.objective)
+        space = Space.of(config, vocab)
+        for dim in space.dims if self.objective == TRAIN else ():
+            if dim.values:
+                meta_plan(trial_config(config, {dim.name: dim.high}, config.seed), vocab)
+        if self.objective == TRAIN or config.sweep.budget_flops is not None:
+            flops = run_cost(config, vocab)[1]
+        budget = Budget(config, run_tokens(config), flops)
+        return Setup(self.out, config, self.objective, space, make_strategy(config, space), budget)
+
+    def _search(self, setup: Setup) -> dict[str, Any]:
+        """What makes two searches the same one."""
+        section = self.config.sweep
+        return {
+            "strategy": section.strategy, "space": setup.space.to_dict(), "objective": self.objective,
+            "command": list(section.command), "storage": shown(section.storage) if section.storage else "",
+        }  # fmt: skip
+
+    @contextmanager
+    def _store(self, setup: Setup) -> Iterator[tuple[Store, Lease | None]]:
+        """The storage, and the standing among other drivers where there may be some."""
+        address = self.config.sweep.storage
+        if address is None:
+            store = Store(url(self.out))
+        else:
+            tree = json.loads(self.config.model_dump_json(exclude={"sweep", "name"}))
+            text = json.dumps([tree, self._search(setup)], sort_keys=True)
+            store = Store(address, f"{NAME}-{hashlib.sha256(text.encode()).hexdigest()[:12]}")
+        try:
+            with nullcontext() if address is None else Lease(store) as lease:
+                yield store, lease
+        finally:
+            store.close()
+
+    def _write(self, setup: Setup, driver: Driver, warnings: tuple[str, ...], *, finished: bool) -> SweepResult:
+        """Write `study.json`; the result as it stands."""
+        rows, budget = driver.ledger.rows(), driver.budget
+        result = summarise(self.out, self.config, rows, driver.stopped, warnings)
+        tokens = math.fsum(row.tokens for row in rows)
+        data = {
+            "format": FORMAT, "version": isoscale.__version__, "finished": finished,
+            "search": self._search(setup), "seeds": list(driver.ledger.seeds),
+            "budget": {key.removeprefix("sweep.budget_"): limit for key, (limit, _) in budget.limits.items()}
+            | {"seconds": self.config.sweep.budget_seconds},
+            "spent": {"runs": sum(row.state in ("done", "pruned", "failed") for row in rows), "tokens": tokens,
+                      "flops": tokens / budget.tokens * budget.flops, "wall_seconds": driver.seconds},
+            "storage": setup.config.sweep.storage is not None, **result.to_dict(),
+        }  # fmt: skip
+        atomic_write(self.out / "study.json", dumps(data, indent=1))
+        return result
+
+
+@contextmanager
+def _closing(executor: Executor, driver: Driver) -> Iterator[None]:
+    """Workers end with the search: politely, and at once when somebody insists."""
+    try:
+        try:
+            yield
+        finally:
+            try:
+                executor.close(polite=True)
+            except KeyboardInterrupt:
+                executor.close(polite=False)
+                raise
+    finally:
+        driver.release()
+
+
+def _saved(out: Path) -> dict[str, Any]:
+    """`study.json`, empty where there is none.
+
+    Raises:
+        CheckpointError: damaged, or of another format.
+    """
+    path = out / "study.json"
+    if not path.exists():
+        return {}
+    data = read_json(path)
+    if not isinstance(data, dict) or not isinstance(data.get("search"), dict):
+        raise CheckpointError("study.json is damaged", place=str(path), hint="restore it, or use another folder")
+    if data.get("format") != FORMAT:
+        raise _other_format(out, data.get("format"))
+    return data
+
+
+def _other_format(out: Path, found: object) -> CheckpointError:
+    return CheckpointError(f"a sweep of another format is here (this version writes format {FORMAT})", key="study.json",
+                           value=found, place=str(out), hint="another --out, or the version that made it")  # fmt: skip
+
+
+def _same(saved: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> tuple[str, ...]:
+    """Warnings about continuing a saved search.
+
+    Raises:
+        CheckpointError: it is another search; names what differs.
+    """
+    old, new = (_flat(tree) for tree in (saved["search"], json.loads(json.dumps(now))))
+    differ = {key: f"{old.get(key, 'not searched')} -> {new.get(key, 'not searched')}" for key in {**old, **new}
+              if old.get(key) != new.get(key)}  # fmt: skip
+    if differ:
+        words = "; ".join(f"{key}: {change}" for key, change in list(differ.items())[:4])
+        raise CheckpointError(
+            f"the folder holds another search ({words})", key=", ".join(list(differ)[:4]),
+            place=str(out / "study.json"), hint="another --out, or the settings it was started with",
+        )  # fmt: skip
+    version, here = saved.get("version"), isoscale.__version__
+    return () if version == here else (f"begun with isoscale {version}, continued with {here}",)
+
+
+def _flat(search: Mapping[str, Any]) -> dict[str, Any]:
+    space = {f"space.{name}": values for name, values in search["space"].items()}
+    return {**{key: value for key, value in search.items() if key != "space"}, **space}

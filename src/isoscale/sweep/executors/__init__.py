@@ -1,0 +1,56 @@
+"""Where trials run: in this process, in processes of this machine, on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from isoscale._base.errors import ConfigError
+from isoscale.config import RunConfig
+from isoscale.sweep.executors.base import Died, Executor, Finished, Hear, Message, Reported
+
+__all__ = ["Died", "Executor", "Finished", "Hear", "Message", "Reported", "make", "workers_of"]
+
+
+def workers_of(config: RunConfig) -> int:
+    """How many trials run at a time; `auto` is measured where that is possible, else one a core."""
+    wanted = config.sweep.workers
+    if config.sweep.executor == "inline":
+        return 1
+    if wanted != "auto":
+        return wanted
+    try:
+        from isoscale.sweep.measure import pick_workers  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        return os.cpu_count() or 1
+    return int(pick_workers(config))
+
+
+def make(config: RunConfig, out: Path, hear: Hear, workers: int) -> Executor:
+    """The executor that a config names.
+
+    Args:
+        config: the sweep's.
+        out: sweep folder, for the workers' logs.
+        hear: see `Hear`.
+        workers: trials at a time.
+
+    Raises:
+        ConfigError: it cannot be had here.
+        MissingDependencyError: Ray is not installed.
+    """
+    kind = config.sweep.executor
+    if kind != "ray" and config.sweep.ray_address:
+        raise ConfigError("an address of a Ray cluster, and the executor is another", key="sweep.ray_address",
+                          value=config.sweep.ray_address, hint='sweep.executor = "ray"')  # fmt: skip
+    if kind == "inline":
+        from isoscale.sweep.executors.inline import Inline
+
+        return Inline(hear)
+    if kind == "processes":
+        from isoscale.sweep.executors.processes import Processes
+
+        return Processes(workers, out)
+    from isoscale.sweep.executors.ray import Ray
+
+    return Ray(workers, config.sweep.ray_address, gpus=config.train.device != "cpu")
