@@ -124,6 +124,6 @@ def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_call_without_kernels_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_library", lambda: (None, "no C++ compiler found"))
+    monkeypatch.setattr(build, "_library", lambda _name: (None, "no C++ compiler found"))
     with pytest.raises(ConfigError, match="no C\\+\\+ compiler found"):
         build.library()

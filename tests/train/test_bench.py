@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from isoscale._base.errors import ConfigError
 from isoscale._base.log import read
 from isoscale.train import Bench, loop, train
 from isoscale.train import bench as module
@@ -13,6 +14,7 @@ from isoscale.train.bench import _kinds
 CPU = torch.device("cpu")
 FIRST = {"hps.lr": 4.0, "hps.init_std": 2.0, "hps.alpha_res": 3.0, "hps.alpha_attn": 2.0, "hps.alpha_ffn_act": 0.5,
          "hps.alpha_out": 2.0, "hps.alpha_loss": 0.5, "hps.beta1": 0.8, "hps.weight_decay": 0.1, "seed": 7}  # fmt: skip
+FUSED = {"train.fused": True, "model.head_size": 16}
 
 
 def rows(out):
@@ -26,8 +28,8 @@ def weights(out):
 @pytest.mark.parametrize(
     "values",
     [{}, {"model.dropout": 0.2}, {"model.tied": True, "model.norm": "trainable", "model.qk_norm": True},
-     {"rules.parametrisation": "sp"}, {"rules.parametrisation": "mup", "base.width": 8}, {"optim.name": "lmd"}],
-    ids=["plain", "dropout", "tied", "sp", "mup", "lmd"],
+     {"rules.parametrisation": "sp"}, {"rules.parametrisation": "mup", "base.width": 8}, {"optim.name": "lmd"}, FUSED],
+    ids=["plain", "dropout", "tied", "sp", "mup", "lmd", "fused"],
 )  # fmt: skip
 def test_a_run_on_a_used_bench_is_a_fresh_run_to_the_bit(tiny, tmp_path, values):
     bench = Bench()
@@ -82,6 +84,23 @@ def test_another_shape_is_another_model_and_the_oldest_leaves(tiny):
     bench.ready(tiny(**{"model.width": 24}), 256, CPU)
     assert bench.ready(tiny(**{"model.width": 32}), 256, CPU).model is not two
     assert len(bench._held) == 2
+
+
+def test_fused_is_the_runs_own_setting_and_moves_losses_by_rounding_only(tiny, tmp_path):
+    bench = Bench()
+    for name, values in (("fused", FUSED), ("plain", {"model.head_size": 16})):
+        train(tiny(**values), tmp_path / name, bench=bench)
+    assert len(bench._held) == 1
+    fused, plain = ([row.get("loss", 0) for row in rows(tmp_path / name)] for name in ("fused", "plain"))
+    assert fused != plain
+    assert fused == pytest.approx(plain, abs=1e-4)
+
+
+def test_fused_is_refused_without_a_compiler(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("ISOSCALE_KERNELS", "off")
+    with pytest.raises(ConfigError, match="no fused kernels"):
+        train(tiny(**FUSED), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -136,6 +136,9 @@ class TrainSection(Section):
     clip: Positive | None = Field(None, description="largest gradient norm, at the base; none: off")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, weights stay fp32")
     compile: bool = Field(False, description="torch.compile the step (needs a C++ compiler on a CPU)")
+    fused: bool = Field(
+        False, description="CPU, fp32: attention, SwiGLU and norms in one pass each (needs a C++ compiler)"
+    )
     eval_every: Count = 100
     eval_batches: Count = 16
     checkpoint_every: Count = 100

@@ -26,7 +26,11 @@ from isoscale._base.cache import cache_folder
 from isoscale._base.errors import ConfigError, IsoscaleError
 from isoscale._base.files import atomic_dir, sha256, write_synced
 
-SOURCES = ("cast.cpp", "norm.cpp", "lmd.cpp", "elements.h", "lanes.h", "norm_lines.h", "lmd_lanes.h", "threads.h")
+# Each library is built when it is first asked for.
+LIBRARIES = {
+    "cast": ("cast.cpp", "norm.cpp", "lmd.cpp", "elements.h", "lanes.h", "norm_lines.h", "lmd_lanes.h", "threads.h"),
+    "step": ("step.cpp", "elements.h", "lmd_lanes.h", "threads.h"),
+}
 FLAGS = (
     "-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
@@ -63,8 +67,8 @@ def _cpu() -> str:
     return platform.processor()
 
 
-def _compile(compiler: list[str], folder: Path, target: Path) -> None:
-    sources = [str(folder / name) for name in SOURCES if name.endswith(".cpp")]
+def _compile(compiler: list[str], folder: Path, target: Path, name: str) -> None:
+    sources = [str(folder / source) for source in LIBRARIES[name] if source.endswith(".cpp")]
     reason = ""
     for machine in MACHINE_FLAGS:
         done = _run([*compiler, *FLAGS, *machine, "-o", str(target), *sources])
@@ -75,65 +79,65 @@ def _compile(compiler: list[str], folder: Path, target: Path) -> None:
     raise _Failed(f"{compiler[0]} failed: {reason}")
 
 
-def _whole(folder: Path) -> bool:
+def _whole(folder: Path, name: str = "cast") -> bool:
     with suppress(OSError):
-        return (folder / "sha256").read_text() == sha256(folder / "cast.so")
+        return (folder / "sha256").read_text() == sha256(folder / f"{name}.so")
     return False
 
 
-def _fill(folder: Path, compiler: list[str], here: Path) -> None:
-    _compile(compiler, here, folder / "cast.so")
-    write_synced(folder / "sha256", sha256(folder / "cast.so"))
+def _fill(folder: Path, compiler: list[str], here: Path, name: str) -> None:
+    _compile(compiler, here, folder / f"{name}.so", name)
+    write_synced(folder / "sha256", sha256(folder / f"{name}.so"))
 
 
-def _build() -> ctypes.CDLL:
+def _build(name: str = "cast") -> ctypes.CDLL:
     here = Path(__file__).parent
     compiler = _compiler()
     version = _run([*compiler, "--version"]).stdout
-    texts = [(here / name).read_text() for name in SOURCES]
+    texts = [(here / source).read_text() for source in LIBRARIES[name]]
     parts = [*texts, repr((compiler, FLAGS, MACHINE_FLAGS)), version, platform.machine(), _cpu()]
     folder = cache_folder() / "kernels" / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
     try:
-        if not _whole(folder):
+        if not _whole(folder, name):
             # Replacing what is damaged; where another process was faster, its build is replaced by an equal one.
             with atomic_dir(folder, replace=True) as fresh:
-                _fill(fresh, compiler, here)
-        return ctypes.CDLL(str(folder / "cast.so"))
+                _fill(fresh, compiler, here, name)
+        return ctypes.CDLL(str(folder / f"{name}.so"))
     except (IsoscaleError, OSError):  # no room, not writable, a race lost twice: build aside, for this process only
-        with tempfile.TemporaryDirectory(prefix="isoscale-") as name:
-            _fill(Path(name), compiler, here)
-            return ctypes.CDLL(str(Path(name) / "cast.so"))
+        with tempfile.TemporaryDirectory(prefix="isoscale-") as aside:
+            _fill(Path(aside), compiler, here, name)
+            return ctypes.CDLL(str(Path(aside) / f"{name}.so"))
 
 
 @functools.cache
-def _library() -> tuple[ctypes.CDLL | None, str]:
+def _library(name: str = "cast") -> tuple[ctypes.CDLL | None, str]:
     try:
-        return _build(), ""
+        return _build(name), ""
     except _Failed as error:
         return None, str(error)
     except OSError as error:
         return None, f"the compiled kernels cannot be loaded: {error}"
 
 
-def why_not() -> str:
-    """Why there are no compiled kernels, in one line; "" when there are. The first call compiles."""
+def why_not(name: str = "cast") -> str:
+    """Why a library of compiled kernels is not there, in one line; "" when it is. The first call compiles."""
     if os.environ.get("ISOSCALE_KERNELS", "").lower() == "off":
         return "switched off by ISOSCALE_KERNELS=off"
-    return _library()[1]
+    return _library(name)[1]
 
 
-def available() -> bool:
+def available(name: str = "cast") -> bool:
     """Whether the compiled kernels can be used. The first call compiles."""
-    return not why_not()
+    return not why_not(name)
 
 
-def library() -> ctypes.CDLL:
+def library(name: str = "cast") -> ctypes.CDLL:
     """The compiled kernels.
 
     Raises:
         ConfigError: there are none; says why.
     """
-    found, reason = _library()
+    found, reason = _library(name)
     if found is None:
         raise ConfigError("no compiled kernels: " + reason, key="ISOSCALE_KERNELS", hint="install a C++ compiler")
     return found

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from isoscale._base.errors import ConfigError, did_you_mean
 from isoscale.nn import functional as F
+from isoscale.nn import fused
 from isoscale.nn.attention import causal_scores, raw_attention, sdpa_factor
-from isoscale.nn.factors import residual_scales, silu_glu_factor, transformer_residual_rule
+from isoscale.nn.factors import attention_factor, residual_scales, silu_glu_factor, transformer_residual_rule
 from isoscale.nn.linear import Embedding, Linear, LinearReadout, Scaling
 from isoscale.nn.losses import loss_rows
 from isoscale.nn.modules import RMSNorm
@@ -124,6 +125,7 @@ class Pass(NamedTuple):
     rope: tuple[Tensor, Tensor]
     tokens: int | None
     probe: Probe | None
+    fused: bool = False
 
     def see(self, path: str, port: str, value: Tensor, factor: float = 1.0) -> None:
         """Tells the probe, if there is one."""
@@ -156,6 +158,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, run: Pass, path: str) -> tuple[Tensor, float]:
         """The attention output before `out`, `[batch, length, width]`, and its pending factor."""
         config, unit, (batch, length, _) = self.config, self.config.scaling == "unit", x.shape
+        p = config.dropout if self.training else 0.0
+        if run.fused and p == 0 and not (config.separate or config.qk_norm):
+            size, scale = config.head_size, self.logit_scale
+            done = fused.attend(self.qkv(x, tokens=run.tokens), *run.rope, heads=config.heads, groups=config.groups,
+                                scale=scale, causal=config.causal)  # fmt: skip
+            return done, attention_factor(scale * size, size, length, config.causal) if unit else 1.0
         parts = []
         for name in ("q", "k", "v") if config.separate else ("qkv",):
             part = getattr(self, name)(x, tokens=run.tokens)
@@ -169,7 +177,6 @@ class Attention(nn.Module):
         q, k = F.apply_rope(q, cos, sin), F.apply_rope(k, cos, sin)
         if run.probe is not None:
             run.probe(path, "logits", causal_scores(q, k), self.logit_scale)
-        p = config.dropout if self.training else 0.0
         out = raw_attention(q, k, v, scale=self.logit_scale, is_causal=config.causal, dropout_p=p)
         factor = sdpa_factor(q, k, scale=self.logit_scale, is_causal=config.causal, dropout_p=p) if unit else 1.0
         out = out.transpose(1, 2).reshape(batch, length, -1)
@@ -200,8 +207,11 @@ class MLP(nn.Module):
         for name in ("gate", "up") if self.separate else ("gate_up",):
             parts.append(getattr(self, name)(x, tokens=run.tokens))
             run.see(f"{path}.{name}", "out", parts[-1])
-        gate, up = parts if self.separate else parts[0].chunk(2, -1)
-        active = torch_f.silu(times(gate, self.act_mult)) * up
+        if run.fused and not self.separate:
+            active = fused.glu(parts[0], self.act_mult)
+        else:
+            gate, up = parts if self.separate else parts[0].chunk(2, -1)
+            active = torch_f.silu(times(gate, self.act_mult)) * up
         factor = (silu_glu_factor(self.act_mult) if self.scaling == "unit" else 1.0) / self.act_mult
         run.see(path, "act", active, factor)
         return active, factor
@@ -232,7 +242,10 @@ class Block(nn.Module):
     ) -> Tensor:  # fmt: skip
         """Norm, body, last linear, residual add; the last two in one GEMM unless the branch is looked at or dropped."""
         a, b = residual_scales(tau) if self.unit else (tau, 1.0)
-        h, skip = norm.split(x, branch_scale=a, skip_scale=b, tokens=run.tokens)
+        if run.fused and type(norm) is RMSNorm and norm.weight is None:
+            h, skip = fused.norm_split(x, a if self.unit else 1.0, b, norm.eps)
+        else:
+            h, skip = norm.split(x, branch_scale=a, skip_scale=b, tokens=run.tokens)
         run.see(f"{path}.{name}_norm", "out", norm.look(h) if isinstance(norm, MXNormGain) and run.probe else h)
         h, pending = body(h, run, f"{path}.{name}")
         linear: Callable[..., Tensor] = getattr(body, last)
@@ -249,12 +262,16 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids `[batch, length]` to logits or loss. See `DecoderConfig`."""
+    """Token ids `[batch, length]` to logits or loss. See `DecoderConfig`.
+
+    With `fused` set, attention, SwiGLU and norms run in one pass each where `isoscale.nn.fused` covers them.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
         self.loss_mult = config.alpha_loss
+        self.fused = False
         self.embed = Embedding(config.vocab, config.width, scaling=config.scaling)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
         self.norm = make_norm(config, config.width, "final_norm")
@@ -282,12 +299,17 @@ class Decoder(nn.Module):
         Returns:
             Logits `[batch, length, vocab]`, or with targets the loss in mean nats per counted token.
         """
-        run = Pass(F.rope_tables(ids.shape[1], self.config.head_size, ids.device), tokens, probe)
         x = self.embed(ids, tokens=tokens)
+        config = self.config
+        quick = self.fused and probe is None and fused.covers(x, config.width, config.head_size, config.hidden)
+        run = Pass(F.rope_tables(ids.shape[1], config.head_size, ids.device), tokens, probe, quick)
         run.see("embed", "out", x)
         for index, block in enumerate(self.blocks):
             x = block(x, run, f"blocks.{index}")
-        x = self.norm(x, tokens=tokens)
+        if quick and type(self.norm) is RMSNorm and self.norm.weight is None:
+            x = fused.norm_split(x, 1.0, 0.0, self.norm.eps)[0]
+        else:
+            x = self.norm(x, tokens=tokens)
         run.see("norm", "out", x)
         logits: Tensor = self.head(x, tokens=tokens, weight=self.embed.weight if self.config.tied else None)
         run.see("head", "out", logits)

@@ -92,6 +92,7 @@ class Bench:
         held = self._held.pop(key, None) or _Held(blank.to_empty(device=device), _kinds(blank))
         held.model.zero_grad(set_to_none=True)
         held.model.train()
+        held.model.fused = config.train.fused
         plan.apply(held.model, seed=config.seed)
         recipe = convert(config, held.model, plan)
         whole = all(site.multiplier is not None for site in plan.sites if site.attr is not None)

@@ -27,6 +27,7 @@ from isoscale._base.log import JsonLog, dumps, read
 from isoscale._base.rng import stream
 from isoscale.config import RunConfig
 from isoscale.formats.recipes import BF16
+from isoscale.kernels import cpu_step
 from isoscale.models import Decoder
 from isoscale.optim import LMD, lr_factor, make_optimizer
 from isoscale.planning import Plan
@@ -103,6 +104,9 @@ def _check_compiler(config: RunConfig, device: torch.device) -> None:
     if config.train.compile and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         hint = "install g++ (or set CXX), or train.compile=false"
         raise ConfigError("torch.compile needs a C++ compiler on a CPU", key="train.compile", value=True, hint=hint)
+    if config.train.fused and (device.type != "cpu" or not cpu_step.available()):
+        why = cpu_step.why_not() if device.type == "cpu" else f"the run is on {device}"
+        raise ConfigError(f"no fused kernels: {why}", key="train.fused", value=True, hint="train.fused=false")
 
 
 def evaluate(
