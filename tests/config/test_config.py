@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from isoscale import presets
 from isoscale._base.errors import ConfigError, IsoscaleError, ManyErrors
-from isoscale.cli.init import to_toml
 from isoscale.config import RunConfig, Scale, build, known_keys, load
+from isoscale.config.toml import to_toml
 from isoscale.train.setup import meta_plan, resolved
 
 

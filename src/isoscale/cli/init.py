@@ -2,52 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from isoscale import presets
 from isoscale._base.errors import ConfigError
 from isoscale._base.files import atomic_write
 from isoscale.cli.common import AsJson, emit
-from isoscale.config import RunConfig
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_literal(item)}" for key, item in value.items()) + " }"
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(_literal(item) for item in value) + "]"
-    return json.dumps(value)
-
-
-def _line(name: str, field: FieldInfo, value: Any, *, open: bool = False) -> str:
-    """One setting; `open`: as a comment, since its default depends on other settings (on the optimiser)."""
-    note = f"  # {field.description}" if field.description else ""
-    if value is None:
-        return f"# {name} ={note}"
-    return f"{'# ' if open else ''}{name} = {_literal(value)}{note}"
-
-
-def to_toml(config: RunConfig) -> Iterator[str]:
-    """The config as TOML lines, each field with its description."""
-    sections: list[tuple[str, BaseModel]] = []
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if isinstance(value, BaseModel):
-            sections.append((name, value))
-        else:
-            yield _line(name, field, value)
-    for title, section in sections:
-        yield f"\n[{title}]"
-        for name, field in type(section).model_fields.items():
-            hangs = title == "hps" or (title, name) == ("sweep", "space")
-            yield _line(name, field, getattr(section, name), open=hangs and name not in section.model_fields_set)
+from isoscale.config.toml import to_toml
 
 
 def init(

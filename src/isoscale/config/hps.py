@@ -38,7 +38,7 @@ class HpsSection(Section):
 
 
 MODULE_HPS = ("lr", "weight_decay", "beta1", "beta2", "eps", "init_std", "residual")
-"""What may differ by module. A factor on a beta acts on (1 - beta) / beta; `residual` is the weight of a residual branch."""
+"""What may differ by module. A factor on a beta acts on (1 - beta) / beta; `residual` weighs a residual branch."""
 
 
 class ModuleKey(NamedTuple):

@@ -40,14 +40,14 @@ class SweepSection(Section):
     )
     space: dict[str, tuple[Positive, ...]] = Field(
         default_factory=_default_space,
-        description="hyperparameter, or factor such as lr/attn.q -> values tried; where a strategy draws: between the ends",
+        description="hyperparameter, or factor such as lr/attn.q -> values tried; drawing strategies: between the ends",
     )
     modules: PerModuleSection = Field(default_factory=PerModuleSection)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (), description="each point is trained once per seed; empty: the run's own seed"
     )
     trials: Count | None = Field(None, description="random, tpe, gp, trust-region: how many points")
-    batch: Count = Field(4, description="tpe, gp, trust-region: points chosen at once, whatever the number of workers")
+    batch: Count = Field(4, description="tpe, gp, trust-region: points chosen at once, for any number of workers")
     prune: Literal["none", "median", "asha"] = Field(
         "none", description="stop trials early, by their curves at equal tokens"
     )
@@ -75,10 +75,11 @@ class SweepSection(Section):
     @classmethod
     def _above_zero(cls, space: object) -> object:
         for name, values in space.items() if isinstance(space, Mapping) else ():
-            zero = [x for x in values if isinstance(x, int | float) and x <= 0] if isinstance(values, list | tuple) else []
+            listed = values if isinstance(values, list | tuple) else ()
+            zero = [x for x in listed if isinstance(x, int | float) and x <= 0]
             if zero:
-                raise wrong(f"{name}", f"{name}: a log range cannot reach {zero[0]:g}", "start it at 1e-4 or so, or fix "
-                            f"the value: hps.{name} = {zero[0]:g}")  # fmt: skip
+                raise wrong(f"{name}", f"{name}: a log range cannot reach {zero[0]:g}", "start it at 1e-4 or so, or "
+                            f"fix the value: hps.{name} = {zero[0]:g}")  # fmt: skip
         return space
 
     @model_validator(mode="after")

@@ -1,8 +1,8 @@
 """Factors on hyperparameters by module type and depth, in base units (Complete(d)P, arXiv 2512.22382, section 5).
 
-A parameter's factor is that of its type times that of its depth: log z = log type + log curve(l / L). Curves are linear in
-log between their knots and constant outside, so that they carry over to another depth. What the rules say comes first:
-the factors multiply it, at any size alike.
+A parameter's factor is that of its type times that of its depth: log z = log type + log curve(l / L). Curves are linear
+in log between their knots and constant outside, so that they carry over to another depth. What the rules say comes
+first: the factors multiply it, at any size alike.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from isoscale._base.errors import PlanError, did_you_mean
 from isoscale.config.hps import MODULE_HPS, ModuleKey, parse_key
@@ -116,7 +117,7 @@ def curve(knots: Mapping[float, float], depth: float) -> float:
     places = sorted(knots)
     if depth <= places[0]:
         return knots[places[0]]
-    for low, high in zip(places, places[1:]):
+    for low, high in pairwise(places):
         if depth <= high:
             share = (depth - low) / (high - low)
             return math.exp((1 - share) * math.log(knots[low]) + share * math.log(knots[high]))
@@ -157,7 +158,8 @@ def with_factors(
 
     Args:
         modules: `HP/TYPE@DEPTH` -> factor.
-        rows, sites: of a plan.
+        rows: of a plan.
+        sites: of it.
         independent: whether decay is independent of the LR: then a factor on the LR leaves a step's decay as it is.
 
     Raises:
@@ -213,5 +215,5 @@ def _site(site: SiteRow, factors: Factors, count: int) -> SiteRow:
     if not why:
         return site
     old = 1.0 if site.multiplier is None else site.multiplier
-    reasons = {**site.reasons, "multiplier": f"{site.reasons.get('multiplier', '1')}, times {show_number(factor)} = {why}"}
-    return replace(site, multiplier=old * factor, expected_scale=None, reasons=reasons)
+    said = f"{site.reasons.get('multiplier', '1')}, times {show_number(factor)} = {why}"
+    return replace(site, multiplier=old * factor, expected_scale=None, reasons={**site.reasons, "multiplier": said})

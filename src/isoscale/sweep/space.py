@@ -68,7 +68,8 @@ class Dim:
 
     def value(self, octaves: float) -> float:
         """The value at a coordinate."""
-        return 1 - 2.0**octaves if self.name in _BETAS else 2.0**octaves
+        power = float(2.0**octaves)
+        return 1 - power if self.name in _BETAS else power
 
     @property
     def ends(self) -> tuple[float, float]:

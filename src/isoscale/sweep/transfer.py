@@ -11,6 +11,7 @@ from isoscale.config import RunConfig
 from isoscale.planning import Change
 from isoscale.rules import by_name
 from isoscale.sweep.result import SweepResult, load
+from isoscale.sweep.space import trial_config
 from isoscale.train.setup import meta_plan
 
 
@@ -46,8 +47,7 @@ def transfer(source: Path | str | SweepResult, vocab: int = 256, **values: objec
         CheckpointError: no finished sweep there.
     """
     result = source if isinstance(source, SweepResult) else load(source)
-    carried: dict[str, object] = {f"hps.{name}": value for name, value in result.best.items()}
-    proxy = result.config.with_values(**carried)
+    proxy = trial_config(result.config, result.best, result.config.seed)
     if not values:
         raise ConfigError(
             "a transfer needs a target that differs from the proxy",
@@ -65,7 +65,9 @@ def transfer(source: Path | str | SweepResult, vocab: int = 256, **values: objec
         hint = f"--width {proxy.model.width * 4}"
         raise ConfigError("the target is the proxy itself", key="model.width", value=proxy.model.width, hint=hint)
     changes = meta_plan(proxy.with_values(**base), vocab).diff(meta_plan(target, vocab))
-    return Transfer(dict(result.best), proxy, target, changes, tuple(_warnings(result, target)))
+    said = [name for name in result.best if f"hps.{name}" in values]
+    doubled = [f"the target sets {', '.join(said)} itself: what the search found for it is not carried"] if said else []
+    return Transfer(dict(result.best), proxy, target, changes, (*doubled, *_warnings(result, target)))
 
 
 def _warnings(result: SweepResult, target: RunConfig) -> list[str]:
@@ -73,6 +75,9 @@ def _warnings(result: SweepResult, target: RunConfig) -> list[str]:
     proxy = result.config
     if result.edge:
         out.append(f"the best LR {result.best['lr']:g} is at an end of the values tried: the optimum may lie outside")
+    knots = [name for name in result.best if "@" in name]
+    if knots and target.model.depth > 4 * proxy.model.depth:
+        out.append(f"depth curves of {proxy.model.depth} blocks are stretched over {target.model.depth}")
     if proxy.rules.parametrisation.startswith("sp") and target.model.width != proxy.model.width:
         out.append("under SP the optimum moves with width: expect the carried LR to be too high for a wider model")
     growth = target.model.width / proxy.model.width

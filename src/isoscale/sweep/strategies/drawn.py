@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 import optuna
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState, create_trial
 
@@ -67,7 +67,7 @@ class Sampled:
 
     def __init__(self, space: Space, kind: str, trials: int, batch: int, seed: int) -> None:
         self.space, self.trials, self.batch = space, trials, batch
-        self.distributions = {dim.name: FloatDistribution(*dim.ends) for dim in space.dims}
+        self.distributions: dict[str, BaseDistribution] = {dim.name: FloatDistribution(*dim.ends) for dim in space.dims}
         self.kind, self.seed = kind, stream(seed, "sweep", kind) % 2**31
         self.study, self.told = self._study(), 0
 
@@ -96,11 +96,11 @@ class Sampled:
             if not trials:
                 out.append({})  # the config's own values are the first point
             while len(out) < min(self.batch, self.trials - len(trials)):
-                trial = self.study.ask(self.distributions)
-                asked.append(trial)
-                out.append(self.space.point([trial.params[dim.name] for dim in self.space.dims]))
-            for trial in asked:
-                self.study.tell(trial, state=TrialState.FAIL)
+                one = self.study.ask(self.distributions)
+                asked.append(one)
+                out.append(self.space.point([one.params[dim.name] for dim in self.space.dims]))
+            for one in asked:
+                self.study.tell(one, state=TrialState.FAIL)
         return out
 
     def _record(self, trial: Trial, trials: Sequence[Trial]) -> optuna.trial.FrozenTrial:
