@@ -70,7 +70,7 @@ def transfer(
     set_: Sets = None,
     ladder: Annotated[list[Path] | None, typer.Option(
         "--ladder", help="Finished run or sweep of another size, to predict the loss; repeatable.")] = None,
-    save: Annotated[Path | None, typer.Option("--save", help="Folder for config and plan; default: SWEEP/target.")] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Config and plan; default: SWEEP/target.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Train the target too.")] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder of the target.")] = Path("runs/target"),
     resume: Resume = False, quiet: Quiet = False, as_json: AsJson = False,
