@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isoscale._base.errors import ConfigError
 from isoscale.cli.common import AsJson, ConfigFile, Data, Preset, Quiet, Resume, Sets, emit, load_config
 
 if TYPE_CHECKING:
@@ -32,49 +35,106 @@ def sweep_bar(title: str, quiet: bool) -> Iterator[Callable[[Status], None] | No
         task = progress.add_task(title, total=None, info="")
 
         def update(status: Status) -> None:
-            best = f"best {status.best} {status.loss:.3f}" if status.best else ""
+            if not progress.tasks[task].completed and progress.tasks[task].total is None and status.estimate:
+                progress.console.print(f"estimate: {status.estimate}", highlight=False)
+            best = f"best {_short(status.best)} {status.loss:.3f}" if status.best else ""
+            failed = f"  {status.failed} failed" if status.failed else ""
             left = f"  {clock(status.seconds_left)} left" if status.seconds_left == status.seconds_left else ""
-            progress.update(task, total=status.total, completed=status.done, info=best + left)
+            progress.update(task, total=status.total, completed=status.done, info=best + failed + left)
 
         yield update
 
 
+WIDEST = 32  # characters of a point in a line of a table
+
+
+def _short(point: str) -> str:
+    """A point in words, cut where it would not fit."""
+    return point if len(point) <= WIDEST else f"{point[: WIDEST - 4]} ..."
+
+
 def table(result: SweepResult) -> str:
-    """Trials sorted by point, best marked."""
+    """Trials sorted by point, best marked; by identity and loss where points are too long for a line."""
     from isoscale.sweep.space import show
 
-    lines = [f"{'point':32s} {'seed':>4s} {'loss':>9s} {'seconds':>8s}"]
-    for trial in sorted(result.trials, key=lambda t: (sorted(t.point.items()), t.seed)):
+    names = {trial.id: show(trial.point) for trial in result.trials}
+    long = any(len(name) > WIDEST for name in names.values())
+    lines = [f"{'trial' if long else 'point':32s} {'seed':>4s} {'loss':>9s} {'seconds':>8s}"]
+    ordered = sorted(result.trials, key=lambda t: (sorted(t.point.items()), t.seed))
+    for trial in sorted(ordered, key=lambda t: t.loss if t.loss == t.loss else math.inf) if long else ordered:
         mark = "  <- best" if dict(trial.point) == dict(result.best) else ""
-        lines.append(f"{show(trial.point):32s} {trial.seed:4d} {trial.loss:9.4f} {trial.seconds:8.1f}{mark}")
+        note = f"  {trial.state}" if trial.state != "done" else "  confirms" if trial.confirm else mark
+        name = trial.id if long else names[trial.id]
+        lines.append(f"{name:32s} {trial.seed:4d} {trial.loss:9.4f} {trial.seconds:8.1f}{note}")
+        if trial.error:
+            lines.append(textwrap.fill(trial.error.splitlines()[0], 80, initial_indent="  ", subsequent_indent="  "))
     return "\n".join(lines)
+
+
+def closing(result: SweepResult, next_width: int) -> str:
+    """What follows the table: the winner in full, how sure that is, what to do next."""
+    from isoscale.sweep.space import show
+
+    best = textwrap.fill(f"best: {show(result.best)}, loss {result.loss:.4f}", 80, subsequent_indent="      ")
+    lines = [best]
+    sure = result.confidence
+    if sure is not None:
+        mean = sure.contenders[0].interval
+        lines.append(f"confirmed on {mean.count} fresh seeds: {mean.mean:.4f}, 95 % {mean.low:.4f} to {mean.high:.4f}")
+        if sure.gap is not None:
+            lines.append(f"the second is {sure.gap.mean:.4f} worse, 95 % {sure.gap.low:.4f} to {sure.gap.high:.4f}: "
+                         + ("settled" if sure.settled else "not settled"))  # fmt: skip
+    if result.stopped:
+        lines.append(f"stopped early by {result.stopped}")
+    lines.append(f"folder: {result.out}")
+    if result.edge:
+        lines.append("warning: the best LR is at an end of the values tried; widen sweep.space")
+    lines += [f"warning: {warning}" for warning in result.warnings]
+    return "\n".join([*lines, f"next: isoscale transfer {result.out} --width {next_width}"])
 
 
 def sweep(
     out: Annotated[Path, typer.Option("--out", "-o", help="Sweep folder.", metavar="DIR")] = Path("runs/sweep"),
     config: ConfigFile = None, preset: Preset = None, set_: Sets = None, data: Data = None,
-    workers: Annotated[int | None, typer.Option("--workers", "-w", min=1, help="Processes, one thread each.")] = None,
+    strategy: Annotated[str | None, typer.Option("--strategy", help="lr, independent, coordinate, grid, random, tpe, "
+                                                 "gp, trust-region.", metavar="NAME")] = None,
+    runs: Annotated[int | None, typer.Option("--runs", min=1, help="Train so many runs at most.")] = None,
+    budget_tokens: Annotated[float | None, typer.Option("--budget-tokens", help="Tokens of all runs.")] = None,
+    budget_flops: Annotated[float | None, typer.Option("--budget-flops", help="FLOPs of all runs.")] = None,
+    executor: Annotated[str | None, typer.Option("--executor", help="inline, processes, ray.", metavar="NAME")] = None,
+    workers: Annotated[str | None, typer.Option("--workers", "-w", help="Trials at a time, or auto.",
+                                                metavar="N|auto")] = None,
+    storage: Annotated[str | None, typer.Option("--storage", help="Database of the study; none: in the folder.",
+                                                metavar="URL")] = None,
     resume: Resume = False, quiet: Quiet = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Search hyperparameters on the proxy: LR line, independent or random search, in base units.
+    """Search hyperparameters on the proxy, in base units, under a budget.
 
     \b
     Examples:
       isoscale sweep --preset proxy --out runs/sweep
-      isoscale sweep --set sweep.strategy=independent \\
+      isoscale sweep --strategy independent \\
           --set 'sweep.space={lr=[0.5,1,2,4], alpha_res=[0.5,1,2]}'
-      isoscale sweep --set sweep.strategy=random --set sweep.trials=20 \\
-          --set sweep.budget_tokens=5e6
+      isoscale sweep --strategy random --runs 20 --budget-tokens 5e6
+      isoscale sweep --strategy tpe --runs 60 --set sweep.prune=asha \\
+          --set sweep.confirm_seeds=3 --workers auto
+      isoscale sweep --storage postgresql://me@db/sweeps   # on each machine
+      isoscale sweep --executor ray --set sweep.ray_address=auto
       isoscale sweep --out runs/sweep --resume
     """
     from isoscale.sweep import sweep as run
-    from isoscale.sweep.space import show
 
-    flags = [*(set_ or []), *([f"sweep.workers={workers}"] if workers else [])]
-    loaded = load_config(preset, config, flags, data)
+    given = {"storage": storage, "strategy": strategy, "executor": executor, "workers": workers,
+             "budget_runs": runs, "budget_tokens": budget_tokens, "budget_flops": budget_flops}  # fmt: skip
+    if workers is not None and workers != "auto" and not (workers.isdigit() and int(workers)):
+        raise ConfigError("workers are a number above zero, or auto", key="--workers", value=workers,
+                          hint="--workers 2")  # fmt: skip
+    flags = [*(set_ or []), *(f"sweep.{name}={value}" for name, value in given.items() if value is not None)]
+    loaded = load_config(preset, config, flags, data).config
+    if runs and loaded.sweep.trials is None and loaded.sweep.strategy in ("random", "tpe", "gp", "trust-region"):
+        kept = loaded.sweep.confirm * loaded.sweep.confirm_seeds
+        points = (runs - kept) // max(1, len(loaded.sweep.seeds))
+        loaded = loaded.with_values(**{"sweep.trials": max(1, points)})
     with sweep_bar("sweep", quiet) as bar:
-        result = run(loaded.config, out, resume=resume, on_status=bar)
-    text = f"{table(result)}\n\nbest: {show(result.best)}, loss {result.loss:.4f}\nfolder: {result.out}"
-    if result.edge:
-        text += "\nwarning: the best LR is at an end of the values tried; widen sweep.space"
-    emit(as_json, result.to_dict(), f"{text}\nnext: isoscale transfer {out} --width {loaded.config.model.width * 4}")
+        result = run(loaded, out, resume=resume, on_status=bar)
+    emit(as_json, result.to_dict(), f"{table(result)}\n\n{closing(result, loaded.model.width * 4)}")

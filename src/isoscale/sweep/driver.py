@@ -72,6 +72,7 @@ class Setup:
     space: Space
     strategy: Strategy
     budget: Budget
+    workers: int = 1
     spent: float = 0.0  # seconds of earlier sessions
 
 
@@ -174,8 +175,11 @@ class Driver:
 
     def plan(self, executor: Executor) -> None:
         """Ask the strategy, enqueue, stop when it is enough."""
-        while not self.over and self.counts["waiting"] < max(executor.free, 1):
-            known = (self.ended, len(self.ledger.records), executor.free)
+        room = executor.free
+        if self.lease is not None:  # others want some too, and look only once a second
+            room += (self.lease.drivers - 1) * self.setup.workers
+        while not self.over and self.counts["waiting"] < max(room, 1):
+            known = (self.ended, len(self.ledger.records), room)
             if known == self.asked:
                 return  # nothing that could change the answer
             self.asked, trials = known, self.ledger.trials()
@@ -184,7 +188,7 @@ class Driver:
                 break
             wanted = self.ledger.incomplete()
             if not wanted:
-                points = self.setup.strategy.ask(trials, max(1, executor.free - self.counts["waiting"]))
+                points = self.setup.strategy.ask(trials, max(1, room - self.counts["waiting"]))
                 pairs = [(point, seed) for point in points or () for seed in self.ledger.seeds]
                 wanted = [pair for pair in pairs if identity(*pair) not in self.ledger.records]
                 if points is None or (pairs and not wanted and not self.open):  # over, or it only repeats itself

@@ -121,6 +121,11 @@ class Lease:
         """Whether a driver was heard of lately."""
         return holder == self.me or (holder in self.seen and time.monotonic() - self.seen[holder][1] < GRACE)
 
+    @property
+    def drivers(self) -> int:
+        """How many drivers are alive, this one with them."""
+        return sum(self.alive(holder) for holder in {self.me, *self.seen})
+
     def take(self, name: str) -> bool:
         """Hold a name (`leader`, a trial's identity), from nobody or from the dead; True when it is held."""
         if self._put(name, self.me):

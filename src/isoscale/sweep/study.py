@@ -66,7 +66,10 @@ class Study:
     """
 
     def __init__(self, config: RunConfig, out: Path | str, *, objective: str | None = None) -> None:
-        self.out, self.config = Path(out).resolve(), resolved(config)
+        self.out, config = Path(out).resolve(), resolved(config)
+        self.address = config.sweep.storage  # its password stays here: no file gets it
+        hidden: dict[str, object] = {"sweep.storage": shown(self.address)} if self.address else {}
+        self.config = config.with_values(**hidden) if hidden else config
         self.objective = objective or (LAUNCH if config.sweep.command else TRAIN)
 
     @staticmethod
@@ -101,15 +104,15 @@ class Study:
         warnings = _same(saved, self._search(setup), out) if saved else ()
         if not saved and (out / "study.db").exists():
             raise _other_format(out, 1)
-        setup = replace(setup, spent=float(saved.get("spent", {}).get("wall_seconds", 0.0)) if saved else 0.0)
-        workers = workers_of(config)
+        spent = float(saved["spent"]["wall_seconds"]) if saved else 0.0
+        setup = replace(setup, workers=workers_of(config), spent=spent)
         with locked(out), self._store(setup) as (store, lease):
             claim(out, config, resume=resume, kind="sweep")
             driver = Driver(setup, store, lease, on_status)
             self._write(setup, driver, warnings, finished=False)
             try:
                 driver.begin(retry=resume)
-                executor = make(config, out, driver.hear, workers)
+                executor = make(config, out, driver.hear, setup.workers)
                 with _closing(executor, driver):
                     driver.run(executor)
             except BaseException:
@@ -149,13 +152,13 @@ class Study:
         section = self.config.sweep
         return {
             "strategy": section.strategy, "space": setup.space.to_dict(), "objective": self.objective,
-            "command": list(section.command), "storage": shown(section.storage) if section.storage else "",
+            "command": list(section.command), "storage": section.storage or "",
         }  # fmt: skip
 
     @contextmanager
     def _store(self, setup: Setup) -> Iterator[tuple[Store, Lease | None]]:
         """The storage, and the standing among other drivers where there may be some."""
-        address = self.config.sweep.storage
+        address = self.address
         if address is None:
             store = Store(url(self.out))
         else:
