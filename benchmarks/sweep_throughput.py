@@ -1,0 +1,240 @@
+"""Trials per hour of a small LR sweep on two cores: isoscale's fused step and shared workers against the usual way.
+
+Claim, set before the first run (PREDICTION): 16 learning rates of a u-muP decoder of width 64 and 4 blocks, 300 steps
+of 8 x 128 bytes each, float32, two workers on two cores. The usual way is two worker processes of one Optuna study,
+each with a plain loop: the same `Decoder`, the same plan, data and schedule, `torch.optim.AdamW` as torch defaults it.
+It runs once with one thread a process (pinned) and once as torch starts it (unpinned). Ours runs from an empty cache
+(no kernels built, nothing tokenised) and with a full one. Wall time counts from the first process's start to the last
+trial's end, imports and building included. Validation losses of equal points must agree within BOUND.
+
+    python benchmarks/sweep_throughput.py                # whatever rows are missing, then the page
+    python benchmarks/sweep_throughput.py --report       # the page alone
+
+Sides take turns; rows are kept, so that an interrupted run goes on. What is lost: on a machine that does other work the
+seconds are not reproducible, only the ratios of neighbouring runs are worth something, and an unpinned run suffers from
+the other work far more than a pinned one; each row has the load at its start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROWS = HERE.parent / "docs" / "results" / "data" / "sweep_throughput.jsonl"
+PAGE = HERE.parent / "docs" / "results" / "sweep_throughput.md"
+LRS = tuple(round(0.125 * 2 ** (k / 3), 4) for k in range(16))  # 0.125 to 4
+STEPS, WORKERS, BOUND = 300, 2, 1e-3
+SIDES = ("pinned", "cold", "warm", "unpinned")
+PREDICTION = {("cold", "pinned"): 1.2, ("warm", "pinned"): 1.6, ("cold", "unpinned"): 1.2, ("warm", "unpinned"): 1.6}
+ONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+KEEP = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "2000000000"}
+
+
+def config(lr: float, steps: int, fused: bool) -> Any:
+    """One trial."""
+    from isoscale.config import RunConfig
+    from isoscale.train.setup import resolved
+
+    return resolved(RunConfig().with_values(**{
+        "model.width": 64, "model.depth": 4, "train.batch": 8, "data.seq_len": 128, "train.steps": steps,
+        "train.eval_every": steps, "train.checkpoint_every": steps, "train.fused": fused, "hps.lr": lr,
+        "train.device": "cpu",
+    }))  # fmt: skip
+
+
+def plain_loop(lr: float, steps: int, tokens: Any, val: Any) -> float:
+    """A trial as one writes it without a library for the loop; the model and the plan are isoscale's."""
+    import torch
+
+    from isoscale._base.rng import stream
+    from isoscale.optim import lr_factor
+    from isoscale.train.data import TokenStream, eval_batches
+    from isoscale.train.setup import build
+
+    cfg = config(lr, steps, False)
+    model, plan = build(cfg, 256, torch.device("cpu"))
+    optimizer = torch.optim.AdamW(plan.param_groups(model))
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    data = TokenStream(tokens, 128, 8, stream(cfg.seed, "data"))
+    for step in range(steps):
+        factor = lr_factor(step, steps, warmup=cfg.train.warmup, kind=cfg.train.schedule, final=cfg.train.final,
+                           decay_share=cfg.train.decay_share)  # fmt: skip
+        for group, peak in zip(optimizer.param_groups, peaks):
+            group["lr"] = peak * factor
+        ids, targets = (torch.from_numpy(part) for part in data.batch(step))
+        optimizer.zero_grad()
+        loss = model(ids, targets, tokens=1024)
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        batches = [[torch.from_numpy(part) for part in pair] for pair in eval_batches(val, 128, 8, 16)]
+        return sum(float(model(ids, targets)) for ids, targets in batches) / len(batches)
+
+
+def optuna_worker(storage: str, steps: int, done: Any) -> None:
+    """A process of the usual way: takes trials of the study until none is left."""
+    import optuna
+    from optuna.trial import TrialState
+
+    from isoscale.train.data import load_corpus
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    corpus = load_corpus("builtin:austen+web", seq_len=128)
+    study = optuna.load_study(study_name="lr", storage=storage)
+
+    def objective(trial: Any) -> float:
+        lr = trial.suggest_float("lr", 0.01, 100, log=True)
+        loss = plain_loop(lr, steps, corpus.train, corpus.val)
+        done.put((lr, loss))
+        return loss
+
+    while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        study.optimize(objective, n_trials=1)
+
+
+def bench_worker(todo: Any, folder: str, steps: int, done: Any) -> None:
+    """A process of ours: takes points from a queue and trains them on one bench."""
+    from torch._dynamo.utils import counters
+
+    from isoscale.train import Bench, train
+
+    bench = Bench()
+    while (lr := todo.get()) is not None:
+        result = train(config(lr, steps, True), Path(folder) / f"{lr:g}", bench=bench)
+        done.put((lr, result.val_loss))
+    done.put(("compiled", counters["stats"].get("unique_graphs", 0)))
+
+
+def run(side: str, steps: int, warm_cache: str) -> dict[str, Any]:
+    """One sweep of one side; its row."""
+    import optuna
+
+    context = multiprocessing.get_context("spawn")
+    kept = dict(os.environ)
+    row: dict[str, Any] = {"side": side, "steps": steps, "load": os.getloadavg()[0]}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.pop(name, None)
+        os.environ.update({} if side == "unpinned" else ONE)
+        os.environ.update(KEEP if side in ("cold", "warm") else {})
+        cache = str(Path(folder) / "cache") if side == "cold" else warm_cache
+        os.environ.update({"ISOSCALE_CACHE": cache, "TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "inductor")})
+        done = context.Queue()
+        begun = time.perf_counter()
+        if side in ("cold", "warm"):
+            todo = context.Queue()
+            for lr in (*LRS, *[None] * WORKERS):
+                todo.put(lr)
+            jobs = [context.Process(target=bench_worker, args=(todo, folder, steps, done)) for _ in range(WORKERS)]
+        else:
+            storage = f"sqlite:///{folder}/study.db"
+            optuna.logging.set_verbosity(optuna.logging.ERROR)
+            study = optuna.create_study(study_name="lr", storage=storage)
+            for lr in LRS:
+                study.enqueue_trial({"lr": lr})
+            jobs = [context.Process(target=optuna_worker, args=(storage, steps, done)) for _ in range(WORKERS)]
+        for job in jobs:
+            job.start()
+        losses: dict[str, float] = {}
+        while len(losses) < len(LRS):
+            name, value = done.get(timeout=3600)
+            if name == "compiled":
+                row["compiled"] = row.get("compiled", 0) + value
+            else:
+                losses[f"{name:g}"] = value
+        row["seconds"] = time.perf_counter() - begun
+        for job in jobs:
+            job.join(timeout=60)
+        while not done.empty():
+            _, value = done.get()
+            row["compiled"] = row.get("compiled", 0) + value
+    os.environ.clear()
+    os.environ.update(kept)
+    return {**row, "losses": losses}
+
+
+def read() -> list[dict[str, Any]]:
+    """The rows so far."""
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+
+
+def apart(one: dict[str, float], other: dict[str, float]) -> float:
+    """Largest difference of the losses of equal points."""
+    return max(abs(one[lr] - other[lr]) for lr in one)
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The result in words and tables."""
+    rows = [row for row in rows if row["steps"] == STEPS]
+    by = {side: [row for row in rows if row["side"] == side] for side in SIDES}
+    lines = ["# Trials per hour of a small sweep", "", *(__doc__ or "").split("\n\n")[1].splitlines(), "",
+             f"Two cores, {len(LRS)} trials of {STEPS} steps. `python benchmarks/sweep_throughput.py`", "",
+             "| side | runs | seconds (median) | trials / hour | load at start |", "|---|---|---|---|---|"]  # fmt: skip
+    for side, found in by.items():
+        if found:
+            seconds = statistics.median(row["seconds"] for row in found)
+            load = ", ".join(f"{row['load']:.1f}" for row in found)
+            lines.append(f"| {side} | {len(found)} | {seconds:.0f} | {3600 * len(LRS) / seconds:.0f} | {load} |")
+    lines += ["", "| ratio of trials / hour | predicted | by pairs of neighbours | median | verdict |",
+              "|---|---|---|---|---|"]  # fmt: skip
+    for (ours, theirs), least in PREDICTION.items():
+        ratios = [b["seconds"] / a["seconds"] for a, b in zip(by[ours], by[theirs])]
+        if not ratios:
+            lines.append(f"| {ours} / {theirs} | >= {least} | | | not run |")
+            continue
+        middle = statistics.median(ratios)
+        verdict = "confirmed" if min(ratios) >= least else "refuted" if max(ratios) < least else "undecided"
+        shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        lines.append(f"| {ours} / {theirs} | >= {least} | {shown} | {middle:.2f} | {verdict} |")
+    reference = (by["pinned"] or by["unpinned"] or [None])[0]
+    if reference:
+        gap = max((apart(row["losses"], reference["losses"]) for row in rows), default=0.0)
+        verdict = "confirmed" if gap <= BOUND else "refuted"
+        lines += ["", f"Largest difference of a validation loss: {gap:.1e} nats (bound {BOUND:g}): {verdict}.", "",
+                  "| LR | " + " | ".join(side for side in SIDES if by[side]) + " |",
+                  "|---|" + "---|" * sum(bool(by[side]) for side in SIDES)]  # fmt: skip
+        lines += [f"| {lr} | " + " | ".join(f"{by[s][0]['losses'][lr]:.5f}" for s in SIDES if by[s]) + " |"
+                  for lr in reference["losses"]]  # fmt: skip
+    graphs = sum(row.get("compiled", 0) for row in rows)
+    return "\n".join([*lines, "", f"Graphs compiled by torch in all of our runs together: {graphs}.", ""])
+
+
+def main() -> None:
+    """Run what is missing, write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=STEPS, help="other than the claim's: to try the script")
+    parser.add_argument("--report", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as cache:
+        filled = args.report
+        for repeat in range(0 if args.report else args.repeats):
+            for side in args.sides:
+                if sum(row["side"] == side and row["steps"] == args.steps for row in read()) > repeat:
+                    continue
+                if not filled:  # texts and kernels of the warm side
+                    run("warm", 2, cache)
+                    filled = True
+                row = run(side, args.steps, cache)
+                ROWS.parent.mkdir(parents=True, exist_ok=True)
+                with ROWS.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(side, f"{row['seconds']:.0f} s, load {row['load']:.1f}", flush=True)
+    if rows := read():
+        PAGE.write_text(page(rows))
+        print(page(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
