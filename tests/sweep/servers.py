@@ -44,7 +44,7 @@ def postgres(folder: Path) -> Iterator[str]:
     flags = ["-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off"]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen([*user, tools["postgres"], "-D", str(data), *flags], stdout=log, stderr=log, cwd="/tmp")
-    url = f"postgresql+psycopg2://tester:hush@127.0.0.1:{port}/postgres"
+    url = f"postgresql://tester:hush@127.0.0.1:{port}/postgres"
     try:
         import time
 
@@ -52,7 +52,7 @@ def postgres(folder: Path) -> Iterator[str]:
 
         for _ in range(100):
             try:
-                psycopg2.connect(url.replace("+psycopg2", "")).close()
+                psycopg2.connect(url).close()
                 break
             except psycopg2.OperationalError:
                 time.sleep(0.1)

@@ -11,6 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +45,15 @@ def shown(address: str) -> str:
         return sqlalchemy.engine.make_url(address).render_as_string(hide_password=True)
     except (SQLAlchemyError, ValueError):
         return address.split("://")[0] + "://..."
+
+
+def with_driver(address: str) -> str:
+    """A PostgreSQL address that names no driver, with one that is installed: SQLAlchemy's own choice has changed."""
+    scheme, colon, rest = address.partition("://")
+    if scheme not in ("postgresql", "postgres"):
+        return address
+    driver = next((name for name in ("psycopg2", "psycopg") if find_spec(name) is not None), "psycopg2")
+    return f"postgresql+{driver}{colon}{rest}"
 
 
 def _words(error: BaseException, address: str) -> str:
@@ -101,6 +111,7 @@ class Store:
 
     def __init__(self, address: str, name: str = NAME, *, create: bool = True) -> None:
         self.address, self.name = address, name
+        address = with_driver(address)
         sqlite = address.startswith("sqlite")
         options: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
         if address.startswith("postgres"):
