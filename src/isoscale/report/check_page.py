@@ -12,8 +12,8 @@ from isoscale._base.errors import CheckpointError
 from isoscale._base.files import atomic_write
 from isoscale._base.optional import need
 from isoscale.report import figures
+from isoscale.report.document import Page, table
 from isoscale.report.load import read_json
-from isoscale.report.page import Page, table
 
 _OK, _BAD, _UNSURE = figures.COLOURS[0], figures.COLOURS[1], figures.COLOURS[3]
 _COLUMNS = 4

@@ -13,14 +13,15 @@ COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#b
 LOSS = "validation loss, nats per token"
 
 
-def _figure(title: str, x: str, y: str) -> Any:
+def figure(title: str, x: str, y: str) -> Any:
+    """An empty figure in the house's style."""
     go = need("plotly.graph_objects", "report")
-    figure = go.Figure()
-    figure.update_layout(
+    made = go.Figure()
+    made.update_layout(
         title=title, xaxis_title=x, yaxis_title=y, template="plotly_white", height=430, showlegend=True,
         margin={"l": 60, "r": 20, "t": 50, "b": 50}, legend={"orientation": "h", "y": -0.2},
     )  # fmt: skip
-    return figure
+    return made
 
 
 def _smooth(values: Sequence[float], span: int) -> list[float]:
@@ -36,7 +37,7 @@ def _smooth(values: Sequence[float], span: int) -> list[float]:
 
 def curves(runs: Mapping[str, Run], title: str = "Training loss (smoothed) and validation loss (points)") -> Any:
     """Loss against step for each labelled run; what rises above the first loss is cut off."""
-    figure = _figure(title, "step", "loss, nats per token")
+    made = figure(title, "step", "loss, nats per token")
     seen: list[float] = []
     starts: list[float] = []
     for i, (label, run) in enumerate(runs.items()):
@@ -46,16 +47,16 @@ def curves(runs: Mapping[str, Run], title: str = "Training loss (smoothed) and v
         seen += [x for x in [*losses, *(loss for _, loss in points)] if math.isfinite(x)]
         starts += losses[:1]
         end = "" if run.finished else " (did not finish)"
-        figure.add_scatter(x=[row["step"] + 1 for row in run.train], y=losses, name=f"{label}{end}", mode="lines",
+        made.add_scatter(x=[row["step"] + 1 for row in run.train], y=losses, name=f"{label}{end}", mode="lines",
                            line={"color": colour, "width": 1.6})  # fmt: skip
-        figure.add_scatter(x=[step for step, _ in points], y=[loss for _, loss in points], mode="markers",
+        made.add_scatter(x=[step for step, _ in points], y=[loss for _, loss in points], mode="markers",
                            name=f"{label}, validation", marker={"color": colour, "size": 8},
                            showlegend=False)  # fmt: skip
     if seen:
         top = min(max(seen), max([x for x in starts if math.isfinite(x)], default=max(seen)))
         margin = 0.04 * (top - min(seen)) + 0.01
-        figure.update_yaxes(range=[min(seen) - margin, top + margin])
-    return figure
+        made.update_yaxes(range=[min(seen) - margin, top + margin])
+    return made
 
 
 def lines(named: Mapping[str, Mapping[float, float]], title: str, x: str) -> Any:
@@ -63,25 +64,25 @@ def lines(named: Mapping[str, Mapping[float, float]], title: str, x: str) -> Any
 
     The best point of a line is ringed; diverged runs stand as crosses at the top.
     """
-    figure = _figure(title, x, LOSS)
+    made = figure(title, x, LOSS)
     worst = max([loss for line in named.values() for loss in line.values() if math.isfinite(loss)], default=1.0)
     ticks = sorted({value for line in named.values() for value in line})
     for i, (label, line) in enumerate(named.items()):
         points = sorted((value, loss) for value, loss in line.items() if math.isfinite(loss))
         lost = sorted(value for value, loss in line.items() if not math.isfinite(loss))
         colour = COLOURS[i % len(COLOURS)]
-        figure.add_scatter(x=[value for value, _ in points], y=[loss for _, loss in points], name=label,
+        made.add_scatter(x=[value for value, _ in points], y=[loss for _, loss in points], name=label,
                            mode="lines+markers", line={"color": colour})  # fmt: skip
         if points:
             value, loss = min(points, key=lambda point: point[1])
             ring = {"symbol": "circle-open", "size": 17, "color": colour, "line": {"width": 3}}
-            figure.add_scatter(x=[value], y=[loss], mode="markers", showlegend=False, hovertext=f"best of {label}",
+            made.add_scatter(x=[value], y=[loss], mode="markers", showlegend=False, hovertext=f"best of {label}",
                                marker=ring)  # fmt: skip
         if lost:
-            figure.add_scatter(x=lost, y=[worst * 1.03] * len(lost), mode="markers", name=f"{label}: diverged",
+            made.add_scatter(x=lost, y=[worst * 1.03] * len(lost), mode="markers", name=f"{label}: diverged",
                                marker={"symbol": "x", "size": 10, "color": colour})  # fmt: skip
-    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[power(value) for value in ticks])
-    return figure
+    made.update_xaxes(type="log", tickvals=ticks, ticktext=[power(value) for value in ticks])
+    return made
 
 
 def power(value: float) -> str:
@@ -96,13 +97,13 @@ def casts(rows: Sequence[Mapping[str, Any]]) -> Any:
     final = [row for row in rows if row["step"] == last and row["format"] != "bf16"]
     if not final:
         return None
-    figure = _figure("Share of values clipped or flushed to zero by the casts, last evaluation", "share", "")
+    made = figure("Share of values clipped or flushed to zero by the casts, last evaluation", "share", "")
     final.sort(key=lambda row: (row["operand"], row["layer"]), reverse=True)
     labels = [f"{row['layer']} {row['operand']} {row['format']}" for row in final]
     for name, colour in (("clipped", COLOURS[1]), ("flushed", COLOURS[0])):
-        figure.add_bar(y=labels, x=[row[name] for row in final], name=name, orientation="h", marker={"color": colour})
-    figure.update_xaxes(tickformat=".2~%", rangemode="tozero")
-    figure.update_yaxes(automargin=True)
+        made.add_bar(y=labels, x=[row[name] for row in final], name=name, orientation="h", marker={"color": colour})
+    made.update_xaxes(tickformat=".2~%", rangemode="tozero")
+    made.update_yaxes(automargin=True)
     legend = {"y": 1.0, "yanchor": "bottom", "x": 0.6}
-    figure.update_layout(barmode="group", height=150 + 26 * len(final), legend=legend)
-    return figure
+    made.update_layout(barmode="group", height=150 + 26 * len(final), legend=legend)
+    return made

@@ -9,8 +9,8 @@ from typing import Any
 
 from isoscale._base.files import atomic_write
 from isoscale._base.optional import need
+from isoscale.report.document import Page, table
 from isoscale.report.figures import COLOURS
-from isoscale.report.page import Page, table
 
 MOST = 60
 

@@ -14,8 +14,8 @@ from isoscale._base.errors import CheckpointError
 from isoscale._base.files import atomic_write
 from isoscale._base.optional import need
 from isoscale.report import figures
+from isoscale.report.document import Page, table
 from isoscale.report.load import read_json
-from isoscale.report.page import Page, table
 
 _WORST, _BINS = 40, 0.5
 _COLUMNS, _LETTERS, _NAME = 14, 9, 34  # boxes in a line of the graph, letters in a box, of a module's name

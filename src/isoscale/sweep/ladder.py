@@ -19,12 +19,11 @@ from isoscale._base.log import read
 from isoscale.config import RunConfig
 from isoscale.sweep.budget import run_cost
 from isoscale.sweep.result import load
+from isoscale.sweep.winner import student
 from isoscale.train.folder import read_config
 
 SIZES = 3  # at least
 FAR = 8.0  # times the largest rung's FLOPs: beyond, the target is far outside
-# 97.5 % points of Student's t for 1 ... 10 degrees of freedom; scipy is no dependency
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,7 @@ def predict(rungs: Sequence[Rung], target: RunConfig, vocab: int = 256) -> Predi
     _, flops = run_cost(target, vocab)
     at = math.log(flops) - centre
     middle = float(y.mean()) + slope * at
-    t = _T[n - 3] if n - 2 <= len(_T) else 1.96 + 2.5 / (n - 2)
-    half = t * sigma * math.sqrt(1 + 1 / n + at**2 / spread)
+    half = student(n - 2) * sigma * math.sqrt(1 + 1 / n + at**2 / spread)
     reach = flops / max(r.flops for r in rungs)
     low, loss, high = (math.exp(middle + shift) for shift in (-half, 0.0, half))
     notes = _notes(rungs, target, vocab, slope, reach, flops)
