@@ -28,8 +28,9 @@ def weights(out):
 @pytest.mark.parametrize(
     "values",
     [{}, {"model.dropout": 0.2}, {"model.tied": True, "model.norm": "trainable", "model.qk_norm": True},
-     {"rules.parametrisation": "sp"}, {"rules.parametrisation": "mup", "base.width": 8}, {"optim.name": "lmd"}, FUSED],
-    ids=["plain", "dropout", "tied", "sp", "mup", "lmd", "fused"],
+     {"rules.parametrisation": "sp"}, {"rules.parametrisation": "mup", "base.width": 8}, FUSED,
+     pytest.param({"optim.name": "lmd"}, marks=pytest.mark.slow)],
+    ids=["plain", "dropout", "tied", "sp", "mup", "fused", "lmd"],
 )  # fmt: skip
 def test_a_run_on_a_used_bench_is_a_fresh_run_to_the_bit(tiny, tmp_path, values):
     bench = Bench()

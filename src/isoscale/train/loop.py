@@ -141,24 +141,40 @@ def train(
     """
     out, config = Path(out), resolved(config)
     check(out, config, resume=resume)
-    torch.set_num_threads(config.train.threads)
-    device = pick_device(config.train.device)
-    _check_compiler(config, device)
-    bench = Bench() if bench is None else bench
-    corpus = bench.corpus(config)
-    ready = bench.ready(config, corpus.vocab, device)
-    optimizer = make_optimizer(ready.plan, ready.model, config.optim, config.seed)
-    text = hashlib.sha256(f"{corpus.sha256} {corpus.tokenizer.to_json()}".encode()).hexdigest()
+    run = _make(config, out, Bench() if bench is None else bench)
     with locked(out):  # everything that can be refused has been: the folder gets its first file here
         claim(out, config, resume=resume)
-        run = _Run(config, out, ready, optimizer, corpus, device, text)
         try:
             run.restore()
-            atomic_write(out / "plan.json", ready.plan.to_json())
-            save_tokenizer(corpus.tokenizer, out / "tokenizer.json")
+            atomic_write(out / "plan.json", run.plan.to_json())
+            save_tokenizer(run.tokenizer, out / "tokenizer.json")
             return run.go(on_step)
         finally:
             run.close()
+
+
+def _make(config: RunConfig, out: Path, bench: Bench) -> _Run:
+    """The run of a resolved config, before its first step; writes nothing."""
+    torch.set_num_threads(config.train.threads)
+    device = pick_device(config.train.device)
+    _check_compiler(config, device)
+    corpus = bench.corpus(config)
+    ready = bench.ready(config, corpus.vocab, device)
+    optimizer = make_optimizer(ready.plan, ready.model, config.optim, config.seed)
+    return _Run(config, out, ready, optimizer, corpus, device)
+
+
+def stepper(config: RunConfig, out: Path) -> Callable[[int], None]:
+    """A function that does what a run does in a step, at LR 0, for measuring; writes nothing."""
+    run = _make(resolved(config), out, Bench())
+    for group in run.optimizer.param_groups:
+        group["lr"] = 0.0
+
+    def step(number: int) -> None:
+        run.sampled_gradients(number)
+        run.optimizer.step()
+
+    return step
 
 
 class _Run:
@@ -166,11 +182,12 @@ class _Run:
 
     def __init__(
         self, config: RunConfig, out: Path, ready: Ready, optimizer: torch.optim.Optimizer, corpus: Corpus,
-        device: torch.device, text: str,
+        device: torch.device,
     ) -> None:  # fmt: skip
         self.config, self.out, self.optimizer = config, out, optimizer
         self.model, self.plan, self.step_model = ready.model, ready.plan, ready.step
-        self.device, self.progress, self.text = device, Progress(), text
+        self.device, self.progress, self.tokenizer = device, Progress(), corpus.tokenizer
+        self.text = hashlib.sha256(f"{corpus.sha256} {corpus.tokenizer.to_json()}".encode()).hexdigest()
         self.torn = False  # whether weights, counters and rows disagree just now: no moment for a checkpoint
         self.logs: list[JsonLog] = []
         cfg = config.train
