@@ -74,7 +74,7 @@ def test_it_stops_where_more_does_not_help_or_does_not_fit(tiny, monkeypatch, ta
 
 
 def test_a_run_that_cannot_start_at_all_says_why(tiny):
-    with pytest.raises(IsoscaleError, match="a measured run ended: .*no-such-file"):
+    with pytest.raises(IsoscaleError, match=r"a measured run ended: .*no-such-file"):
         pick_workers(tiny(**{"data.source": "no-such-file.txt"}), 1)
 
 
