@@ -10,7 +10,7 @@ from isoscale._base.optional import need
 from isoscale.report.analysis import transfer_error
 from isoscale.report.figures import COLOURS, LOSS, figure, power
 
-MOST = 12  # axes of parallel coordinates that one can still read
+MOST = 9  # axes of parallel coordinates that one can still read
 
 
 def best_so_far(named: Mapping[str, tuple[list[float], list[float]]]) -> Any:
@@ -59,8 +59,8 @@ def parallel(points: Mapping[tuple[tuple[str, float], ...], float], names: Seque
             for name in names[:MOST]]  # fmt: skip
     axes.append({"label": "loss", "values": [loss for loss, _ in kept]})
     line = {"color": [loss for loss, _ in kept], "colorscale": "Viridis", "reversescale": True, "showscale": True}
-    out = go.Figure(go.Parcoords(dimensions=axes, line=line))
-    out.update_layout(template="plotly_white", height=430, margin={"l": 60, "r": 60, "t": 60, "b": 30})
+    out = go.Figure(go.Parcoords(dimensions=axes, line=line, labelangle=-12))
+    out.update_layout(template="plotly_white", height=430, margin={"l": 60, "r": 60, "t": 90, "b": 30})
     return out
 
 
