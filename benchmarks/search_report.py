@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def ratio(rows: Rows) -> float | None:
     if not len(mine) or any(not len(values) for _, values in line):
         return None
     at = [(x, float(values.mean())) for x, values in line]
-    for (x0, y0), (x1, y1) in zip(at, at[1:]):
+    for (x0, y0), (x1, y1) in pairwise(at):
         if y1 <= mine.mean() <= y0:
             return math.exp(x0 + (x1 - x0) * (y0 - mine.mean()) / (y0 - y1))
     return math.exp(at[0][0]) if mine.mean() > at[0][1] else None
