@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
 import sys
+import threading
 import time
 from dataclasses import asdict
 from typing import Any
@@ -21,6 +24,7 @@ from isoscale.sweep.executors.base import PINNED, Died, Finished, Message, Repor
 from isoscale.sweep.job import Job, Outcome, Reporter, execute
 
 STORE = 80_000_000  # bytes of shared memory for objects: jobs and outcomes are small
+KNOCK = 10.0  # seconds for a cluster to answer
 PATIENCE = 30.0  # seconds that a running trial has to save itself
 
 
@@ -50,6 +54,17 @@ def _run(job: dict[str, Any], mailbox: Any) -> dict[str, Any]:
     return asdict(execute(Job(**job), Reporter(send)))
 
 
+def _knock(address: str | None) -> None:
+    """Ask whether anybody listens at `host:port`, since Ray itself waits for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK).close()
+
+
 class Ray:
     """See `Executor`.
 
@@ -76,8 +91,12 @@ class Ray:
         local = {} if address else small
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if self.own:
+            handler = signal.getsignal(signal.SIGTERM)  # Ray puts its own in place, which exits at once
             try:
+                _knock(address)
                 ray.init(address=address or "local", runtime_env=env, **quiet, **local)
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, handler)
             except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
                 raise StorageError(
