@@ -10,7 +10,7 @@ import numpy as np
 import search
 import study
 from lmd_formats import interval, paired
-from search import ARMS, FINAL, HORIZONS, POINTS, STEPS, TARGET_STEPS, Rows, final, trials, winner
+from search import ARMS, FINAL, HORIZONS, MORE_SEEDS, POINTS, STEPS, TARGET_STEPS, Rows, final, trials, winner
 from study import publish, verdict
 
 TOKENS = STEPS * 8 * 64
@@ -22,7 +22,7 @@ def losses(rows: Rows, arm: str, horizon: float = 1.0, rule: bool = True, target
     point = winner(rows, arm.partition(",")[0], among)
     if point is None:
         return np.array([])
-    found = [rows.get(study.key(final(arm, point, seed, horizon, rule, target))) for seed in FINAL]
+    found = [rows.get(study.key(final(arm, point, seed, horizon, rule, target))) for seed in (*FINAL, *MORE_SEEDS)]
     return np.array([float(row["test_loss"]) for row in found if row])
 
 
