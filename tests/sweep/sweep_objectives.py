@@ -110,3 +110,8 @@ def workers(pid: int | None = None) -> list[int]:
             if b"isoscale.sweep.executors.worker" in command:
                 found.append(int(child))
     return found
+
+
+def own_wins(job, report):
+    """Nothing beats the config as it is."""
+    return float(len(job.point))

@@ -270,3 +270,12 @@ def test_an_interruption_saves_and_a_second_kills_at_once(objective, times, tmp_
 def test_the_driver_stays_short():
     """What the loop must not become."""
     assert len([name for name in vars(Driver) if not name.startswith("__")]) < 30
+
+
+def test_the_configs_own_values_may_win(tmp_path):
+    """The first point of a drawing strategy is the config itself: an empty point, which is not no point."""
+    space = {"lr": (0.1, 100.0), "weight_decay": (1e-4, 10.0)}
+    own = {"hps.lr": 2.0, "hps.weight_decay": 0.05}
+    result = run(config(**{"sweep.strategy": "tpe", "sweep.trials": 4, "sweep.space": space, **own}), tmp_path, "own_wins")
+    assert (dict(result.best), result.loss) == ({}, 0.0)
+    assert load(tmp_path).best == {}

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from isoscale._base.errors import IsoscaleError
+from isoscale._base.errors import IsoscaleError, StorageError
 from isoscale.config import RunConfig
 from isoscale.sweep.budget import Budget, Estimate, enough
 from isoscale.sweep.executors import Died, Executor, Finished, Message, Reported
@@ -389,12 +390,15 @@ class Driver:
 
     def release(self) -> None:
         """Give back what did not end, so that others, or the next session, may have it."""
-        for name in list(self.mine):
+        names, self.mine = self.mine, set()
+        for name in names:
             record = self.ledger.records[name]
-            if record.attempts == 1:
-                self.store.attr(record.number, "attempts", 1)  # else it is written already
-            self.store.release(record.number)
+            try:
+                if record.attempts == 1:
+                    self.store.attr(record.number, "attempts", 1)  # else it is written already
+                self.store.release(record.number)
+                if self.lease is not None:
+                    self.lease.drop(name)
+            except (StorageError, UpdateFinishedTrialError):
+                return  # the storage is gone: whoever comes next finds these trials without a driver
             self._set(record, "waiting")
-            if self.lease is not None:
-                self.lease.drop(name)
-        self.mine.clear()

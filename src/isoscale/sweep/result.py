@@ -56,8 +56,8 @@ class SweepResult:
         out: the sweep folder.
         config: what every trial shared.
         trials: one per (point, seed).
-        best: the winning HP values; empty while nothing is done.
-        loss: their mean validation loss over the seeds; over the fresh seeds where the winner was confirmed.
+        best: the winning HP values; what is left out keeps the config's value.
+        loss: their mean validation loss over the seeds, nan while nothing is done; over the fresh seeds where the winner was confirmed.
         edge: whether the best LR lies at an end of what was tried (then the optimum may lie outside).
         seconds: wall time of all trials together.
         confidence: what the fresh seeds say; None without confirmation.
@@ -151,7 +151,7 @@ def load(out: Path | str) -> SweepResult:
             store.close()
         rows = ledger.rows()
     result = summarise(out, read_config(out), rows, data.get("stopped", ""), tuple(data.get("warnings", ())))
-    if not result.best:
+    if math.isnan(result.loss):
         raise CheckpointError(
             "no trial of this sweep has finished with a finite loss",
             place=str(out),

@@ -119,7 +119,7 @@ class Study:
                 self._write(setup, driver, warnings, finished=False)
                 raise
             result = self._write(setup, driver, warnings, finished=True)
-        if not result.best:
+        if math.isnan(result.loss):
             errors = list(driver.ledger.failed().values())
             raise ConfigError(
                 "every run of the sweep diverged or failed" + (f"; the first error: {errors[0]}" if errors else ""),
