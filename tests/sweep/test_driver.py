@@ -127,7 +127,7 @@ def test_two_processes_in_one_folder_and_two_studies_are_refused(tmp_path):
     def during(status):
         if not refused:
             try:
-                run(config(), tmp_path, resume=True)
+                run(config(), tmp_path, resume=True, objective="curves")
             except CheckpointError as error:
                 refused.append(error.message)
 

@@ -57,7 +57,8 @@ class SweepResult:
         config: what every trial shared.
         trials: one per (point, seed).
         best: the winning HP values; what is left out keeps the config's value.
-        loss: their mean validation loss over the seeds, nan while nothing is done; over the fresh seeds where the winner was confirmed.
+        loss: their mean validation loss over the seeds, nan while nothing is done; over the fresh seeds where the
+            winner was confirmed.
         edge: whether the best LR lies at an end of what was tried (then the optimum may lie outside).
         seconds: wall time of all trials together.
         confidence: what the fresh seeds say; None without confirmation.
