@@ -279,3 +279,14 @@ def test_the_configs_own_values_may_win(tmp_path):
     result = run(config(**{"sweep.strategy": "tpe", "sweep.trials": 4, "sweep.space": space, **own}), tmp_path, "own_wins")
     assert (dict(result.best), result.loss) == ({}, 0.0)
     assert load(tmp_path).best == {}
+
+
+def test_a_strategy_that_only_repeats_itself_ends_the_search(tmp_path, monkeypatch):
+    class Stuck:
+        def ask(self, trials, count):
+            return [{"lr": 1.0}]
+
+    monkeypatch.setattr("isoscale.sweep.study.make_strategy", lambda config, space: Stuck())
+    result = run(config(), tmp_path)
+    assert len(result.trials) == 1
+    assert result.stopped.startswith("repetition")

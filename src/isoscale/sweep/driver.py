@@ -192,8 +192,10 @@ class Driver:
                 points = self.setup.strategy.ask(trials, max(1, room - self.counts["waiting"]))
                 pairs = [(point, seed) for point in points or () for seed in self.ledger.seeds]
                 wanted = [pair for pair in pairs if identity(*pair) not in self.ledger.records]
-                if points is None or (pairs and not wanted and not self.open):  # over, or it only repeats itself
+                if points is None:
                     self.over = True
+                elif pairs and not wanted and not self.open:
+                    self.stopped, self.over = "repetition: the strategy asks only for points that it knows", True
             for point, seed in wanted:
                 if cut := self.budget.exhausted(len(self.ledger.records), self.tokens()):
                     self.stopped, self.over = cut, True
