@@ -12,7 +12,8 @@ trial's end, imports and building included. Validation losses of equal points mu
 
 Sides take turns; rows are kept, so that an interrupted run goes on. What is lost: on a machine that does other work the
 seconds are not reproducible, only the ratios of neighbouring runs are worth something, and an unpinned run suffers from
-the other work far more than a pinned one; each row has the load at its start.
+the other work far more than a pinned one; each row has the load at its start, and the CPU seconds of its processes,
+which other work hardly touches: their ratio is what an idle machine of two cores would show.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import resource
 import statistics
 import sys
 import tempfile
@@ -130,6 +132,7 @@ def run(side: str, steps: int, warm_cache: str) -> dict[str, Any]:
         cache = str(Path(folder) / "cache") if side == "cold" else warm_cache
         os.environ.update({"ISOSCALE_CACHE": cache, "TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "inductor")})
         done = context.Queue()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         begun = time.perf_counter()
         if side in ("cold", "warm"):
             todo = context.Queue()
@@ -155,6 +158,8 @@ def run(side: str, steps: int, warm_cache: str) -> dict[str, Any]:
         row["seconds"] = time.perf_counter() - begun
         for job in jobs:
             job.join(timeout=60)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        row["cpu_seconds"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         while not done.empty():
             _, value = done.get()
             row["compiled"] = row.get("compiled", 0) + value
@@ -185,17 +190,19 @@ def page(rows: list[dict[str, Any]]) -> str:
             seconds = statistics.median(row["seconds"] for row in found)
             load = ", ".join(f"{row['load']:.1f}" for row in found)
             lines.append(f"| {side} | {len(found)} | {seconds:.0f} | {3600 * len(LRS) / seconds:.0f} | {load} |")
-    lines += ["", "| ratio of trials / hour | predicted | by pairs of neighbours | median | verdict |",
-              "|---|---|---|---|---|"]  # fmt: skip
+    lines += ["", "| ratio of trials / hour | predicted | by pairs of neighbours | median | verdict | of CPU seconds |",
+              "|---|---|---|---|---|---|"]  # fmt: skip
     for (ours, theirs), least in PREDICTION.items():
         ratios = [b["seconds"] / a["seconds"] for a, b in zip(by[ours], by[theirs])]
         if not ratios:
-            lines.append(f"| {ours} / {theirs} | >= {least} | | | not run |")
+            lines.append(f"| {ours} / {theirs} | >= {least} | | | not run | |")
             continue
         middle = statistics.median(ratios)
         verdict = "confirmed" if min(ratios) >= least else "refuted" if max(ratios) < least else "undecided"
         shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        lines.append(f"| {ours} / {theirs} | >= {least} | {shown} | {middle:.2f} | {verdict} |")
+        cpu = [[row["cpu_seconds"] for row in by[side] if "cpu_seconds" in row] for side in (theirs, ours)]
+        idle = f"{statistics.median(cpu[0]) / statistics.median(cpu[1]):.2f}" if all(cpu) else ""
+        lines.append(f"| {ours} / {theirs} | >= {least} | {shown} | {middle:.2f} | {verdict} | {idle} |")
     reference = (by["pinned"] or by["unpinned"] or [None])[0]
     if reference:
         gap = max((apart(row["losses"], reference["losses"]) for row in rows), default=0.0)

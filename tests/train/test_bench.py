@@ -1,12 +1,15 @@
 """A bench shares models between runs; a run on one is the run without it, to the bit."""
 
+import functools
 from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from isoscale._base.errors import ConfigError
 from isoscale._base.log import read
+from isoscale.kernels import build
 from isoscale.train import Bench, loop, train
 from isoscale.train import bench as module
 from isoscale.train.bench import _kinds
@@ -141,3 +144,57 @@ def test_a_text_is_read_once(tiny, monkeypatch):
     assert one is two
     assert len(calls) == 1
     assert bench.corpus(tiny(**{"data.seq_len": 16})) is not one
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """How many graphs torch has compiled so far; without code generation, which says nothing about recompilation."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+TRIALS = [{"hps.lr": 2.0}, {"hps.beta1": 0.8}, {"hps.beta2": 0.9}, {"hps.eps": 1e-6}, {"hps.weight_decay": 0.1},
+          {"hps.init_std": 1.5}, {"seed": 5}]  # fmt: skip
+SHORT = {"train.steps": 3, "train.eval_every": 3, "train.checkpoint_every": 3}
+ALPHAS = ("alpha_res", "alpha_attn", "alpha_ffn_act", "alpha_out", "alpha_loss", "alpha_res_attn_ratio")
+
+
+@pytest.mark.slow
+def test_no_trial_recompiles_a_compiled_step(tiny, tmp_path, graphs):
+    bench = Bench()
+    train(tiny(**SHORT, **{"train.compile": True}), tmp_path / "warm-up", bench=bench)
+    before = graphs()
+    assert before >= 1
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for number, values in enumerate(TRIALS):
+            train(tiny(**SHORT, **{"train.compile": True}, **values), tmp_path / str(number), bench=bench)
+    assert graphs() == before
+    train(tiny(**SHORT, **{"train.compile": True, "model.width": 32}), tmp_path / "control", bench=bench)
+    assert graphs() > before
+
+
+@pytest.mark.slow
+def test_the_compiled_step_of_every_multiplier_is_compiled_also_the_ninth(tiny, graphs):
+    bench, seen = Bench(), []
+    ids = torch.zeros(4, 32, dtype=torch.long)
+    for number in range(10):
+        ready = bench.ready(tiny(**{"train.compile": True, "hps.alpha_res": 1 + number / 8}), 256, CPU)
+        ready.step(ids, ids)
+        seen.append(graphs())
+    assert seen == list(range(1, 11))
+    with torch._dynamo.config.patch(error_on_recompile=True):  # all are still there
+        bench.ready(tiny(**{"train.compile": True}), 256, CPU).step(ids, ids)
+    assert graphs() == 10
+
+
+def test_the_fused_step_compiles_nothing_whatever_changes(tiny, tmp_path, graphs, monkeypatch):
+    bench = Bench()
+    train(tiny(**SHORT, **FUSED), tmp_path / "first", bench=bench)
+    monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("a kernel is built again"))
+    for number, values in enumerate([*TRIALS, *({f"hps.{name}": 0.7} for name in ALPHAS)]):
+        train(tiny(**SHORT, **FUSED, **values), tmp_path / str(number), bench=bench)
+    assert graphs() == 0
+    assert len(bench._held) == 1

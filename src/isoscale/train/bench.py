@@ -5,6 +5,9 @@ compiled. Runs that differ in hyperparameters and seed only can share all of tha
 sets every multiplier anew: a shared model starts at the same bits as a fresh one. The caller owns the bench and hands
 it to `train`; nothing is global. Runs of one bench take turns: it is not for threads.
 
+A compiled step is shared by runs of equal multipliers, which torch.compile holds for constants: another LR, beta, eps,
+decay, init or seed compiles nothing, another alpha does. The fused step (`train.fused`) has nothing to compile.
+
 Not shared: models whose layers were swapped (casts) or parametrised (hooks), which are built anew each time. What is
 lost: a text that changes on disk is not read again, and a held model keeps its memory until the bench is dropped or
 `shapes` newer ones have taken its place.
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,8 @@ from isoscale.planning import Plan
 from isoscale.train.data import Corpus, load_corpus
 from isoscale.train.setup import convert, decoder_config, make_plan
 
+# Older releases of torch have no such argument.
+_ISOLATED: Any = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
 Step = Callable[..., Tensor]
 """The model, or its compiled form: `(ids, targets, tokens=...)` to the loss."""
 
@@ -100,12 +106,14 @@ class Bench:
             self._held[key] = held
             while len(self._held) > self.shapes:
                 del self._held[next(iter(self._held))]
-        return Ready(held.model, plan, recipe, self._step(config, held))
+        return Ready(held.model, plan, recipe, self._step(config, held, plan))
 
-    def _step(self, config: RunConfig, held: _Held) -> Step:
+    def _step(self, config: RunConfig, held: _Held, plan: Plan) -> Step:
         if not config.train.compile:
             return held.model
-        key = (config.train.precision, config.train.batch, config.data.seq_len)
+        multipliers = tuple(site.multiplier for site in plan.sites)
+        key = (config.train.precision, config.train.batch, config.data.seq_len, multipliers)
         if key not in held.compiled:
-            held.compiled[key] = torch.compile(held.model, dynamic=False)
+            # Isolated: else the ninth form of one model would be over torch's limit, and run eagerly without a word.
+            held.compiled[key] = torch.compile(held.model, dynamic=False, **_ISOLATED)
         return held.compiled[key]
