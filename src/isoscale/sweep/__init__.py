@@ -11,14 +11,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from isoscale.sweep.driver import Status
     from isoscale.sweep.quickstart import Display, quickstart
     from isoscale.sweep.result import SweepResult, TrialRow, load
     from isoscale.sweep.space import Space
+    from isoscale.sweep.status import Status
     from isoscale.sweep.study import Study, sweep
     from isoscale.sweep.transfer import Transfer, transfer
 
-_NAMES = {"Display": "quickstart", "Space": "space", "Status": "driver", "Study": "study", "SweepResult": "result",
+_NAMES = {"Display": "quickstart", "Space": "space", "Status": "status", "Study": "study", "SweepResult": "result",
           "Transfer": "transfer", "TrialRow": "result", "load": "result", "quickstart": "quickstart", "sweep": "study",
           "transfer": "transfer"}  # fmt: skip
 

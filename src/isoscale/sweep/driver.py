@@ -10,71 +10,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from isoscale._base.errors import IsoscaleError, StorageError
-from isoscale.config import RunConfig
-from isoscale.sweep.budget import Budget, Estimate, enough
 from isoscale.sweep.executors import Died, Executor, Finished, Message, Reported
 from isoscale.sweep.job import Job, Outcome
-from isoscale.sweep.ledger import ENDED, Ledger, Record, key_of
+from isoscale.sweep.ledger import Ledger, Record, key_of
+from isoscale.sweep.planner import Planner, Setup
 from isoscale.sweep.pruning import hopeless
-from isoscale.sweep.result import means
-from isoscale.sweep.space import Point, Space, identity, show, trial_config
+from isoscale.sweep.space import show, trial_config
+from isoscale.sweep.status import Status, Teller
 from isoscale.sweep.store import RETRIES, Store
-from isoscale.sweep.strategies import Strategy
-from isoscale.sweep.winner import candidates, fresh_seeds
 
 if TYPE_CHECKING:
     from isoscale.sweep.lease import Lease
 
 POLL = 0.5  # seconds between looks while nothing happens
-SHOW = 0.4  # seconds between two statuses
 REFRESH, LOOK = 1.0, 3.0  # seconds between looks at the storage, and at the other drivers
 STATES = {"done": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-
-
-@dataclass(frozen=True)
-class Status:
-    """What a progress display gets.
-
-    Args:
-        done, total: trials that have ended, trials so far enqueued.
-        best: the best point so far, in words; empty before the first.
-        loss: its loss.
-        seconds_left: estimate for what is enqueued; nan before the first trial is done.
-        estimate: what the whole search may cost.
-        failed, pruned, running: of the trials.
-    """
-
-    done: int
-    total: int
-    best: str
-    loss: float
-    seconds_left: float
-    estimate: Estimate | None = None
-    failed: int = 0
-    pruned: int = 0
-    running: int = 0
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a search is made of."""
-
-    out: Path
-    config: RunConfig
-    objective: str
-    space: Space
-    strategy: Strategy
-    budget: Budget
-    workers: int = 1
-    spent: float = 0.0  # seconds of earlier sessions
 
 
 class Driver:
@@ -90,38 +46,22 @@ class Driver:
     def __init__(
         self, setup: Setup, store: Store, lease: Lease | None, on_status: Callable[[Status], None] | None = None
     ) -> None:
-        self.setup, self.store, self.lease, self.on_status = setup, store, lease, on_status
+        self.setup, self.store, self.lease = setup, store, lease
         self.config, self.budget = setup.config, setup.budget
         self.ledger = Ledger(self.config.sweep.seeds or (self.config.seed,))
         self.mine: set[str] = set()
         self.again: list[Record] = []  # lost their worker; still this driver's
-        self.stopped = ""
-        self.over = self.confirming = False
-        self.asked = (-1, -1, -1)  # what was known when the strategy was last asked
         self.abandoned = 0  # trials of others to be looked at once: their drivers may be dead
         self.begun = time.monotonic()
-        self.first = 0  # trials that had ended before this session
-        self._shown = self._read = self._looked = self._asked_lead = -math.inf
+        self._read = self._looked = self._asked_lead = -math.inf
         self._leads = False
-        self._best: tuple[int, str, float] = (-1, "", math.nan)  # how many had ended, the best point then, its loss
-        self.counts = dict.fromkeys(("waiting", "running", *ENDED), 0)
-        self.estimate = self.budget.estimate()
-        self.ranges = {dim.name: (dim.low, dim.high) for dim in setup.space.dims}
+        self.planner = Planner(setup, store, self.ledger)
+        self.teller = Teller(self.ledger, self.budget.estimate(), on_status)
 
     @property
     def seconds(self) -> float:
         """Wall time of the search, all sessions together."""
         return self.setup.spent + time.monotonic() - self.begun
-
-    @property
-    def ended(self) -> int:
-        """Trials that have ended."""
-        return sum(self.counts[state] for state in ENDED)
-
-    @property
-    def open(self) -> int:
-        """Trials that wait or run."""
-        return self.counts["waiting"] + self.counts["running"]
 
     def begin(self, *, retry: bool) -> None:
         """Read the study. Trials of a session that was cut off wait again; with `retry`, failed ones too."""
@@ -129,10 +69,10 @@ class Driver:
         for record in list(self.ledger.records.values()):
             if record.state == "running" and self.lease is None:
                 self.store.release(record.number)
-                self._set(record, "waiting")
+                self.ledger.set(record, "waiting")
             elif record.state == "failed" and retry and self.leads():
-                self._create(record.point, record.seed, record.attempts, confirm=record.confirm)
-        self.first = self.ended
+                self.planner.create(record.point, record.seed, record.attempts, confirm=record.confirm)
+        self.teller.first = self.ledger.ended
 
     def leads(self) -> bool:
         """Whether this driver asks the strategy."""
@@ -148,93 +88,35 @@ class Driver:
         Raises:
             IsoscaleError: too many points failed, or the storage is gone.
         """
-        self.status(force=True)
+        self.teller(self.planner.over, force=True)
         while True:
             self.refresh()
             limit = self.config.sweep.budget_seconds
             if limit is not None and self.seconds >= limit:
-                self.stopped = "sweep.budget_seconds"
+                self.planner.stopped = "sweep.budget_seconds"
             elif self.leads():
-                self.plan(executor)
+                self.planner.plan(self._room(executor))
             self.fill(executor)
             if self.finished():
                 break
             self.handle(executor, executor.poll(POLL if self.lease is None else POLL / 2))
             self.check_failures()
-            self.status()
-        self.status(force=True)
+            self.teller(self.planner.over)
+        self.teller(self.planner.over, force=True)
 
     def finished(self) -> bool:
         """Whether the search has ended."""
         if self.mine:
             return False
-        if self.stopped == "sweep.budget_seconds":
+        if self.planner.stopped == "sweep.budget_seconds":
             return True
-        return self.over and self.confirming and not self.open
+        return self.planner.over and self.planner.confirming and not self.ledger.open
 
-    # what comes next
-
-    def plan(self, executor: Executor) -> None:
-        """Ask the strategy, enqueue, stop when it is enough."""
-        room = executor.free
-        if self.lease is not None:  # others want some too, and look only once a second
-            room += (self.lease.drivers - 1) * self.setup.workers
-        while not self.over and self.counts["waiting"] < max(room, 1):
-            known = (self.ended, len(self.ledger.records), room)
-            if known == self.asked:
-                return  # nothing that could change the answer
-            self.asked, trials = known, self.ledger.trials()
-            if enough(self.config, trials):
-                self.stopped, self.over = "sweep.enough", True
-                break
-            wanted = self.ledger.incomplete()
-            if not wanted:
-                points = self.setup.strategy.ask(trials, max(1, room - self.counts["waiting"]))
-                pairs = [(point, seed) for point in points or () for seed in self.ledger.seeds]
-                wanted = [pair for pair in pairs if identity(*pair) not in self.ledger.records]
-                if points is None:
-                    self.over = True
-                elif pairs and not wanted and not self.open:
-                    self.stopped, self.over = "repetition: the strategy asks only for points that it knows", True
-            for point, seed in wanted:
-                if cut := self.budget.exhausted(len(self.ledger.records), self.tokens()):
-                    self.stopped, self.over = cut, True
-                    break
-                self._create(point, seed)
-        if self.over and not self.confirming and not self.open:
-            self.confirm()
-
-    def confirm(self) -> None:
-        """The best points once more, with seeds that nobody has used."""
-        section, self.confirming = self.config.sweep, True
-        if not section.confirm_seeds:
-            return
-        rows = self.ledger.rows()
-        used = [row.seed for row in rows if not row.confirm] or [self.config.seed]
-        for point in candidates(means(rows), section.confirm):
-            for seed in fresh_seeds(used, section.confirm_seeds):
-                if identity(point, seed) in self.ledger.records:
-                    continue
-                if cut := self.budget.exhausted(len(self.ledger.records), self.tokens(), confirming=True):
-                    self.stopped = cut
-                    return
-                self._create(point, seed, confirm=True)
-
-    def tokens(self) -> float:
-        """Spent so far, and promised to what is open."""
-        return math.fsum(record.tokens if record.state in ENDED else self.budget.tokens
-                         for record in self.ledger.records.values())  # fmt: skip
-
-    def _create(self, point: Point, seed: int, attempts: int = 0, *, confirm: bool = False) -> None:
-        name = identity(point, seed)
-        attrs = {"id": name, "point": dict(point), "seed": seed, "folder": f"trials/{name}"}
-        attrs |= {"confirm": True} if confirm else {}
-        number = self.store.create(point, self.ranges, attrs)
-        old = self.ledger.records.get(name)
-        if old is not None:
-            self.counts[old.state] -= 1
-        self.counts["waiting"] += 1
-        self.ledger.put(Record(name, point, seed, number, attempts=attempts, confirm=confirm))
+    def _room(self, executor: Executor) -> int:
+        """How many trials could start now, here and elsewhere."""
+        if self.lease is None:
+            return executor.free
+        return executor.free + (self.lease.drivers - 1) * self.setup.workers  # others look only once a second
 
     # who runs it
 
@@ -242,7 +124,8 @@ class Driver:
         """Start what may start."""
         while executor.free and self.again:
             self._start(executor, self.again.pop())
-        if self.stopped == "sweep.budget_seconds" or not executor.free or not self.counts["waiting"] + self.abandoned:
+        nothing = not self.ledger.counts["waiting"] and not self.abandoned
+        if nothing or not executor.free or self.planner.stopped == "sweep.budget_seconds":
             return
         for record in list(self.ledger.records.values()):
             if not executor.free:
@@ -273,7 +156,7 @@ class Driver:
         if record.attempts > 1:
             self.store.attr(record.number, "attempts", record.attempts)
         self.mine.add(record.id)
-        self._set(record, "running")
+        self.ledger.set(record, "running")
         config = trial_config(self.config, record.point, record.seed)
         folder = self.setup.out / "trials" / record.id
         executor.start(Job(record.id, dict(record.point), record.seed, config.model_dump_json(), str(folder),
@@ -306,7 +189,7 @@ class Driver:
         at = round(message.share * self.budget.tokens)
         record.curve[at] = message.loss
         self.store.report(record.number, at, message.loss)
-        self.status()
+        self.teller(self.planner.over)
         rule = self.config.sweep.prune
         if rule == "none" or record.confirm:
             return False
@@ -327,15 +210,9 @@ class Driver:
         value = None if outcome.state == "failed" or math.isnan(record.loss) else record.loss
         self.store.end(record.number, STATES[outcome.state], value, attrs)
         self.mine.discard(record.id)
-        self._set(record, outcome.state)
+        self.ledger.set(record, outcome.state)
         if self.lease is not None:
             self.lease.drop(record.id)
-
-    def _set(self, record: Record, state: str) -> None:
-        self.counts[record.state] -= 1
-        self.counts[state] += 1
-        record.state = state
-        self.ledger.changed(record)
 
     def check_failures(self) -> None:
         """Stop when too many points failed.
@@ -343,7 +220,7 @@ class Driver:
         Raises:
             IsoscaleError: with the first reason.
         """
-        if self.counts["failed"] < self.config.sweep.max_failures:
+        if self.ledger.counts["failed"] < self.config.sweep.max_failures:
             return
         failed = self.ledger.failed()
         if len(failed) < self.config.sweep.max_failures:
@@ -369,26 +246,8 @@ class Driver:
         self._read = now
         for record in self.ledger.merge(self.store.trials(), self.mine):
             self.mine.discard(record.id)
-        states = [record.state for record in self.ledger.records.values()]
-        self.counts = {state: states.count(state) for state in self.counts}
         if now == self._looked:
-            self.abandoned = self.counts["running"] - len(self.mine)
-
-    def status(self, *, force: bool = False) -> None:
-        """Tell the display."""
-        now = time.monotonic()
-        if self.on_status is None or not (force or now - self._shown >= SHOW):
-            return
-        self._shown, done, total = now, self.ended, len(self.ledger.records)
-        if self._best[0] != done:
-            finite = [t for t in self.ledger.trials() if t.state == "done" and math.isfinite(t.loss)]
-            best = min(finite, key=lambda trial: trial.loss, default=None)
-            self._best = (done, show(best.point) if best else "", best.loss if best else math.nan)
-        fresh = done - self.first
-        runs = max(total, self.estimate.runs or 0) if not self.over else total
-        left = (time.monotonic() - self.begun) / fresh * (runs - done) if fresh else math.nan
-        self.on_status(Status(done, runs, *self._best[1:], left, self.estimate, self.counts["failed"],
-                              self.counts["pruned"], self.counts["running"]))  # fmt: skip
+            self.abandoned = self.ledger.counts["running"] - len(self.mine)
 
     def release(self) -> None:
         """Give back what did not end, so that others, or the next session, may have it."""
@@ -403,4 +262,4 @@ class Driver:
                     self.lease.drop(name)
             except (StorageError, UpdateFinishedTrialError):
                 return  # the storage is gone: whoever comes next finds these trials without a driver
-            self._set(record, "waiting")
+            self.ledger.set(record, "waiting")

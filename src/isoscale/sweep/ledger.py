@@ -82,9 +82,13 @@ class Ledger:
         self.records: dict[str, Record] = {}
         self.points: dict[Key, dict[int, Record]] = {}
         self._trials: dict[Key, Trial] = {}
+        self.counts = dict.fromkeys(("waiting", "running", *ENDED), 0)
 
     def put(self, record: Record) -> Record:
         """Add a record, or replace the one of its identity."""
+        if (old := self.records.get(record.id)) is not None:
+            self.counts[old.state] -= 1
+        self.counts[record.state] += 1
         self.records[record.id] = record
         if not record.confirm:
             self.points.setdefault(key_of(record.point), {})[record.seed] = record
@@ -116,8 +120,25 @@ class Ledger:
                 ended.append(record)
         return ended
 
+    def set(self, record: Record, state: str) -> None:
+        """A record has another state, and with it maybe another loss."""
+        self.counts[record.state] -= 1
+        self.counts[state] += 1
+        record.state = state
+        self.changed(record)
+
+    @property
+    def ended(self) -> int:
+        """Trials that have ended."""
+        return sum(self.counts[state] for state in ENDED)
+
+    @property
+    def open(self) -> int:
+        """Trials that wait or run."""
+        return self.counts["waiting"] + self.counts["running"]
+
     def changed(self, record: Record) -> None:
-        """A record has another state or loss."""
+        """A record is new, or has another state or loss."""
         if record.confirm:
             return
         key = key_of(record.point)

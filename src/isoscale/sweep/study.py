@@ -21,12 +21,14 @@ from isoscale._base.files import atomic_write, read_json
 from isoscale._base.log import dumps
 from isoscale.config import RunConfig
 from isoscale.sweep.budget import Budget, run_cost, run_tokens
-from isoscale.sweep.driver import Driver, Setup, Status
+from isoscale.sweep.driver import Driver
 from isoscale.sweep.executors import Executor, make, workers_of
 from isoscale.sweep.job import LAUNCH, TRAIN, find
 from isoscale.sweep.lease import Lease
+from isoscale.sweep.planner import Setup
 from isoscale.sweep.result import FORMAT, SweepResult, TrialRow, load, summarise
 from isoscale.sweep.space import Space, trial_config
+from isoscale.sweep.status import Status
 from isoscale.sweep.store import NAME, Store, shown, url
 from isoscale.sweep.strategies import make as make_strategy
 from isoscale.train.data import load_corpus
@@ -174,7 +176,7 @@ class Study:
     def _write(self, setup: Setup, driver: Driver, warnings: tuple[str, ...], *, finished: bool) -> SweepResult:
         """Write `study.json`; the result as it stands."""
         rows, budget = driver.ledger.rows(), driver.budget
-        result = summarise(self.out, self.config, rows, driver.stopped, warnings)
+        result = summarise(self.out, self.config, rows, driver.planner.stopped, warnings)
         tokens = math.fsum(row.tokens for row in rows)
         data = {
             "format": FORMAT, "version": isoscale.__version__, "finished": finished,
