@@ -29,6 +29,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -127,6 +128,18 @@ def start(rows: Rows, arm: str) -> dict[str, float] | None:
     return {"lr": min(line, key=lambda lr: float(line[lr]["val_loss"]))}  # type: ignore[index]
 
 
+class Loose(Space):
+    """As the study was run: a knot that stays at 1 is not named, so that of a curve of two the other holds at any depth.
+
+    The package names a curve whole by now; the rows of this study are of the points as they were.
+    """
+
+    def point(self, octaves: Sequence[float]) -> Point:
+        """What stays at the config's value is left out, knot by knot."""
+        values = {dim: min(max(dim.value(at), dim.low), dim.high) for dim, at in zip(self.dims, octaves)}
+        return {dim.name: value for dim, value in values.items() if not math.isclose(value, dim.start, rel_tol=1e-12)}
+
+
 @functools.cache
 def _search(arm: str, begin: tuple[tuple[str, float], ...]) -> tuple[RunConfig, Space, Any]:
     kind, form = ARMS[arm]
@@ -143,7 +156,7 @@ def _search(arm: str, begin: tuple[tuple[str, float], ...]) -> tuple[RunConfig, 
         "sweep.modules": {"hps": SPLIT, "form": form, "reach": 8.0} if form else {},
         "seed": SEARCH + (1 if arm == "more" else 0),  # other draws than global's
     })  # fmt: skip
-    space = Space.of(config)
+    space = Loose(Space.of(config).dims)
     return config, space, make(config, space)
 
 

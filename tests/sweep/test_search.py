@@ -219,6 +219,17 @@ def test_a_per_module_space_has_a_number_per_type_and_per_depth(form, dims):
     assert all(len(line) < 400 for line in str(space).splitlines())
 
 
+def test_a_curve_is_named_whole_or_not_at_all():
+    """One knot alone would be the factor of every block."""
+    config = RunConfig().with_values(**PER_MODULE, **{"sweep.space": {}, "sweep.modules": {"hps": ["lr"], "depth": 2}})
+    space = Space.of(config)
+    point = space.point([1.0 if dim.name == "lr@0.5" else at for dim, at in zip(space.dims, space.octaves({}))])
+    assert point == {"lr@0": 1.0, "lr@0.5": 2.0}
+    plain, made = meta_plan(config), meta_plan(trial_config(config, point, 0))
+    ratios = [made.row(f"blocks.{i}.attn.q.weight").lr / plain.row(f"blocks.{i}.attn.q.weight").lr for i in range(4)]
+    assert ratios == pytest.approx([1.0, 2**0.5, 2.0, 2.0])
+
+
 def test_betas_move_in_their_distance_from_one():
     config = RunConfig().with_values(**{"sweep.space": {"beta2": (0.9, 0.99)}})
     (dim,) = Space.of(config).dims

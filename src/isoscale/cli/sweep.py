@@ -135,6 +135,10 @@ def sweep(
         kept = loaded.sweep.confirm * loaded.sweep.confirm_seeds
         points = (runs - kept) // max(1, len(loaded.sweep.seeds))
         loaded = loaded.with_values(**{"sweep.trials": max(1, points)})
+    if loaded.sweep.modules.hps and not quiet:
+        from isoscale.sweep.space import Space
+
+        typer.echo(f"space: {Space.of(loaded)}", err=True)
     with sweep_bar("sweep", quiet) as bar:
         result = run(loaded, out, resume=resume, on_status=bar)
     emit(as_json, result.to_dict(), f"{table(result)}\n\n{closing(result, loaded.model.width * 4)}")

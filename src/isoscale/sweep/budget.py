@@ -47,19 +47,22 @@ class Estimate:
         runs: trials; None where the strategy decides as it goes and nothing limits it.
         tokens, flops: of all runs; nan where unknown.
         limited: the budget that cuts the search short, else empty.
+        seconds: wall time; nan where no step was measured.
     """
 
     runs: int | None
     tokens: float
     flops: float
     limited: str = ""
+    seconds: float = math.nan
 
     def __str__(self) -> str:
         if self.runs is None:
             return "as many runs as the strategy wants"
         flops = f", {self.flops:.3g} FLOPs" if math.isfinite(self.flops) else ""
         cut = f" (cut by {self.limited})" if self.limited else ""
-        return f"at most {self.runs:,} runs, {self.tokens:.3g} tokens{flops}{cut}"
+        long = f", about {max(1, round(self.seconds / 60))} min" if math.isfinite(self.seconds) else ""
+        return f"at most {self.runs:,} runs, {self.tokens:.3g} tokens{flops}{long}{cut}"
 
 
 class Budget:
@@ -112,15 +115,20 @@ class Budget:
                 return key
         return ""
 
-    def estimate(self) -> Estimate:
-        """Before the start."""
+    def estimate(self, pace: float = math.nan) -> Estimate:
+        """Before the start.
+
+        Args:
+            pace: seconds per run, all workers together; nan: nobody measured.
+        """
         points = size(self.config)
         wanted = math.inf if points is None else points * len(self.config.sweep.seeds or (0,)) + self.reserved
         cut = min(self.limits, key=lambda key: (self.limits[key][0] or math.inf) // self.limits[key][1])
         runs = min(wanted, self.runs)
         if not math.isfinite(runs):
             return Estimate(None, math.nan, math.nan)
-        return Estimate(int(runs), runs * self.tokens, runs * self.flops, cut if self.runs < wanted else "")
+        return Estimate(int(runs), runs * self.tokens, runs * self.flops, cut if self.runs < wanted else "",
+                        runs * pace)  # fmt: skip
 
 
 def size(config: RunConfig) -> int | None:

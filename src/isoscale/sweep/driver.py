@@ -56,7 +56,7 @@ class Driver:
         self._read = self._looked = self._asked_lead = -math.inf
         self._leads = False
         self.planner = Planner(setup, store, self.ledger)
-        self.teller = Teller(self.ledger, self.budget.estimate(), on_status)
+        self.teller = Teller(self.ledger, self.budget.estimate(setup.pace), on_status)
 
     @property
     def seconds(self) -> float:

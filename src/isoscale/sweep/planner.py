@@ -28,6 +28,7 @@ class Setup:
     budget: Budget
     workers: int = 1
     spent: float = 0.0  # seconds of earlier sessions
+    pace: float = math.nan  # seconds per run, all workers together, where it was measured
 
 
 class Planner:

@@ -104,7 +104,7 @@ def quickstart(
         for octaves in SP_STEPS_DOWN
     }  # fmt: skip
     stage(f"targets, width {target_width}: u-muP in fp8 and fp32, SP at {len(SP_STEPS_DOWN)} learning rates")
-    run_all(jobs, out / "target", workers=workers_of(base), on_status=display.on_runs)
+    run_all(jobs, out / "target", workers=workers_of(base)[0], on_status=display.on_runs)
     moved = {"hps": dict(carried.hps), "warnings": list(carried.warnings),
              "changes": [asdict(change) for change in _moved(carried.proxy, fp8)]}  # fmt: skip
     atomic_write(out / "transfer.json", dumps(moved, indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 from isoscale._base.errors import CheckpointError
 from isoscale._base.files import read_json
 from isoscale.config import RunConfig
+from isoscale.config.hps import parse_key
 from isoscale.sweep.winner import Confidence, choose
 from isoscale.train.folder import read_config
 
@@ -85,6 +87,17 @@ class SweepResult:
             "stopped": self.stopped, "warnings": list(self.warnings),
             "trials": [asdict(trial) for trial in self.trials],
         }  # fmt: skip
+
+
+def best_toml(result: SweepResult) -> str:
+    """The winner's values alone, as a layer that any command takes as `--config`."""
+    lines = [f"# {result.config.name}: loss {result.loss:.6g}"]
+    for title, factors in (("hps", False), ("modules", True)):
+        chosen = {name: value for name, value in result.best.items() if (parse_key(name) is not None) == factors}
+        if chosen:
+            lines += ["", f"[{title}]", *(f"{json.dumps(name) if factors else name} = {value!r}" for name, value in
+                                          chosen.items())]  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
 def means(trials: Sequence[TrialRow]) -> list[tuple[Mapping[str, float], float]]:

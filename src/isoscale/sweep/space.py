@@ -72,6 +72,11 @@ class Dim:
         return 1 - power if self.name in _BETAS else power
 
     @property
+    def curve(self) -> str:
+        """The depth curve that this is a knot of; empty for anything else."""
+        return self.name.partition("@")[0] if "@" in self.name else ""
+
+    @property
     def ends(self) -> tuple[float, float]:
         """Lowest and highest coordinate."""
         low, high = sorted((self.octaves(self.low), self.octaves(self.high)))
@@ -109,13 +114,14 @@ class Space:
         return Space(tuple(dims))
 
     def point(self, octaves: Sequence[float]) -> Point:
-        """The point at some coordinates, clipped into the space; what stays at the config's value is left out."""
-        out = {}
-        for dim, at in zip(self.dims, octaves):
-            value = min(max(dim.value(at), dim.low), dim.high)
-            if not math.isclose(value, dim.start, rel_tol=1e-12):
-                out[dim.name] = value
-        return out
+        """The point at some coordinates, clipped into the space; what stays at the config's value is left out.
+
+        The knots of a depth curve stay or go together: without the others, one alone would be the factor at any depth.
+        """
+        values = {dim: min(max(dim.value(at), dim.low), dim.high) for dim, at in zip(self.dims, octaves)}
+        moved = {dim for dim, value in values.items() if not math.isclose(value, dim.start, rel_tol=1e-12)}
+        curves = {dim.curve for dim in moved} - {""}
+        return {dim.name: value for dim, value in values.items() if dim in moved or dim.curve in curves}
 
     def octaves(self, point: Point) -> list[float]:
         """The coordinates of a point."""

@@ -1,7 +1,8 @@
 """A search in a folder: `sweep()`, and the `Study` behind it.
 
 The folder: `run.json` (the config), `study.json` (what is searched, what was spent, what was found), `study.db` (every
-trial, unless the storage is elsewhere; open to optuna-dashboard), `trials/` (a run folder each), `worker_*.log`.
+trial, unless the storage is elsewhere; open to optuna-dashboard), `best.toml` (the winner's values, a layer for any
+`--config`), `trials/` (a run folder each), `worker_*.log`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from isoscale.sweep.executors import Executor, make, workers_of
 from isoscale.sweep.job import LAUNCH, TRAIN, find
 from isoscale.sweep.lease import Lease
 from isoscale.sweep.planner import Setup
-from isoscale.sweep.result import FORMAT, SweepResult, TrialRow, load, summarise
+from isoscale.sweep.result import FORMAT, SweepResult, TrialRow, best_toml, load, summarise
 from isoscale.sweep.space import Space, trial_config
 from isoscale.sweep.status import Status
 from isoscale.sweep.store import NAME, Store, shown, url
@@ -107,7 +108,8 @@ class Study:
         if not saved and (out / "study.db").exists():
             raise _other_format(out, 1)
         spent = float(saved["spent"]["wall_seconds"]) if saved else 0.0
-        setup = replace(setup, workers=workers_of(config), spent=spent)
+        workers, step = workers_of(config)
+        setup = replace(setup, workers=workers, spent=spent, pace=step * config.train.steps / workers)
         with locked(out), self._store(setup) as (store, lease):
             claim(out, config, resume=resume, kind="sweep")
             driver = Driver(setup, store, lease, on_status)
@@ -188,6 +190,8 @@ class Study:
             "storage": setup.config.sweep.storage is not None, **result.to_dict(),
         }  # fmt: skip
         atomic_write(self.out / "study.json", dumps(data, indent=1))
+        if result.best:
+            atomic_write(self.out / "best.toml", best_toml(result))
         return result
 
 

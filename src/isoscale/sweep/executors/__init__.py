@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from pathlib import Path
 
 from isoscale._base.errors import ConfigError
@@ -12,18 +12,17 @@ from isoscale.sweep.executors.base import Died, Executor, Finished, Hear, Messag
 __all__ = ["Died", "Executor", "Finished", "Hear", "Message", "Reported", "make", "workers_of"]
 
 
-def workers_of(config: RunConfig) -> int:
-    """How many trials run at a time; `auto` is measured where that is possible, else one a core."""
+def workers_of(config: RunConfig) -> tuple[int, float]:
+    """How many trials run at a time, and the seconds a step of each takes (nan: not measured); `auto` measures both."""
     wanted = config.sweep.workers
     if config.sweep.executor == "inline":
-        return 1
+        return 1, math.nan
     if wanted != "auto":
-        return wanted
-    try:
-        from isoscale.sweep.measure import pick_workers  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        return os.cpu_count() or 1
-    return int(pick_workers(config))
+        return wanted, math.nan
+    from isoscale.sweep.measure import pick_workers
+
+    found = pick_workers(config)
+    return found.workers, found.seconds_per_step
 
 
 def make(config: RunConfig, out: Path, hear: Hear, workers: int) -> Executor:
