@@ -41,6 +41,7 @@ from isoscale.optim.lmd_backend import KERNELS, finite, sample, step
 from isoscale.optim.lmd_state import (
     check_group,
     check_lr,
+    check_weights,
     current_draw,
     fresh_draw,
     local,
@@ -171,7 +172,7 @@ class LMD(torch.optim.Optimizer):
         if lmd:
             check_group(added)
             for at, p in enumerate(added["params"]):
-                _check(self._name(added, at), p)
+                check_weights(self._name(added, at), p)
 
     def _name(self, group: Mapping[str, Any], at: int) -> str:
         said = group.get("param_names")
@@ -428,17 +429,3 @@ def _has_gradient(p: Tensor) -> bool:
 def _gradient(p: Tensor) -> Tensor:
     assert p.grad is not None
     return local(p.grad)
-
-
-def _check(name: str, p: Tensor) -> None:
-    if p.is_complex():
-        raise ConfigError(f"{name} is complex", key=name, value=str(p.dtype), hint="a group with optimizer='adamw'")
-    if p.is_meta or not p.numel():
-        return
-    if not bool(torch.isfinite(local(p)).all()):
-        raise ConfigError(f"{name} is not finite", key=name, hint="initialise or load the weights first")
-    if p.requires_grad and not local(p).any() and not p.detach().abs().any():
-        raise ConfigError(
-            f"{name} is all zeros: its medians have no scale", key=name, value=0.0,
-            hint="start it from a normal init, or train it with AdamW: a group with optimizer='adamw'",
-        )  # fmt: skip

@@ -87,6 +87,25 @@ def check_group(group: Mapping[str, Any]) -> None:
     check_lr(group["lr"])
 
 
+def check_weights(name: str, p: Tensor) -> None:
+    """Refuse weights that have no medians.
+
+    Raises:
+        ConfigError: complex, not finite, or all zeros.
+    """
+    if p.is_complex():
+        raise ConfigError(f"{name} is complex", key=name, value=str(p.dtype), hint="a group with optimizer='adamw'")
+    if p.is_meta or not p.numel():
+        return
+    if not bool(torch.isfinite(local(p)).all()):
+        raise ConfigError(f"{name} is not finite", key=name, hint="initialise or load the weights first")
+    if p.requires_grad and not local(p).any() and not p.detach().abs().any():
+        raise ConfigError(
+            f"{name} is all zeros: its medians have no scale", key=name, value=0.0,
+            hint="start it from a normal init, or train it with AdamW: a group with optimizer='adamw'",
+        )  # fmt: skip
+
+
 def check_lr(lr: object) -> None:
     """Refuses a rate that moves a weight by more than a factor e a step.
 
