@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from isoscale.cli import main
 from isoscale.config import RunConfig
 from isoscale.sweep import sweep
 from isoscale.sweep.budget import run_cost
-from isoscale.sweep.ladder import Rung, predict, rung
+from isoscale.sweep.ladder import Rung, fit, predict, rung
 from isoscale.train import train
 
 WIDTHS = (16, 32, 64, 96)
@@ -21,12 +22,11 @@ def size(width, **values):
     return RunConfig().with_values(**{"model.width": width, **values})
 
 
-def ladder(law, widths=WIDTHS, noise=0.0, seed=0):
-    draw = np.random.default_rng(seed)
+def ladder(law, widths=WIDTHS):
     out = []
     for width in widths:
         tokens, flops = run_cost(size(width))
-        out.append(Rung(f"w{width}", flops, law(flops) * math.exp(noise * draw.normal()), width, 4, tokens))
+        out.append(Rung(f"w{width}", flops, law(flops), width, 4, tokens))
     return out
 
 
@@ -46,12 +46,14 @@ def test_the_interval_covers_what_it_says(widths):
     """95 % of 400 noisy ladders: between 92 and 98 %. The control: an interval half as wide covers less than that."""
     law = lambda flops: 40 * flops**-0.1  # noqa: E731
     _, flops = run_cost(size(160))
+    exact = ladder(law, widths)
     draw, inside, half = np.random.default_rng(1), 0, 0
-    for seed in range(400):
-        found = predict(ladder(law, widths, 0.01, seed), size(160))
-        truth = law(flops) * math.exp(0.01 * draw.normal())
-        inside += found.low <= truth <= found.high
-        half += abs(math.log(truth / found.loss)) < 0.5 * math.log(found.high / found.loss)
+    for _ in range(400):
+        noisy = [replace(r, loss=r.loss * math.exp(0.01 * draw.normal())) for r in exact]
+        middle, wide, _ = fit(noisy, flops)
+        truth = math.log(law(flops)) + 0.01 * draw.normal()
+        inside += abs(truth - middle) <= wide
+        half += abs(truth - middle) <= wide / 2
     assert 0.92 <= inside / 400 <= 0.98
     assert half / 400 < 0.92
 

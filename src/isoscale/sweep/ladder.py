@@ -98,6 +98,16 @@ def predict(rungs: Sequence[Rung], target: RunConfig, vocab: int = 256) -> Predi
     Raises:
         ConfigError: fewer than three sizes, or one whose loss is not finite.
     """
+    tokens, flops = run_cost(target, vocab)
+    middle, half, slope = fit(rungs, flops)
+    reach = flops / max(r.flops for r in rungs)
+    low, loss, high = (math.exp(middle + shift) for shift in (-half, 0.0, half))
+    notes = _notes(rungs, target, tokens, slope, reach)
+    return Prediction(loss, low, high, -slope, flops, reach, tuple(rungs), tuple(notes))
+
+
+def fit(rungs: Sequence[Rung], flops: float) -> tuple[float, float, float]:
+    """ln of the loss at these FLOPs, half of its 95 % prediction interval, and the slope. Raises as `predict`."""
     sizes = sorted({round(math.log(r.flops), 6) for r in rungs})
     if len(sizes) < SIZES:
         raise ConfigError(f"a prediction needs at least {SIZES} sizes, and the ladder has {len(sizes)}", key="--ladder",
@@ -110,26 +120,21 @@ def predict(rungs: Sequence[Rung], target: RunConfig, vocab: int = 256) -> Predi
     slope = float(((x - centre) * (y - y.mean())).sum()) / spread
     rest = y - y.mean() - slope * (x - centre)
     sigma = math.sqrt(float((rest**2).sum()) / (n - 2))
-    _, flops = run_cost(target, vocab)
     at = math.log(flops) - centre
     middle = float(y.mean()) + slope * at
     half = student(n - 2) * sigma * math.sqrt(1 + 1 / n + at**2 / spread)
-    reach = flops / max(r.flops for r in rungs)
-    low, loss, high = (math.exp(middle + shift) for shift in (-half, 0.0, half))
-    notes = _notes(rungs, target, vocab, slope, reach, flops)
-    return Prediction(loss, low, high, -slope, flops, reach, tuple(rungs), tuple(notes))
+    return middle, half, slope
 
 
-def _notes(rungs: Sequence[Rung], target: RunConfig, vocab: int, slope: float, reach: float, flops: float) -> list[str]:
+def _notes(rungs: Sequence[Rung], target: RunConfig, tokens: int, slope: float, reach: float) -> list[str]:
     out = []
     if slope >= 0:
         out.append("the ladder's losses do not fall with size: nothing can be predicted from it")
     if reach > FAR:
         out.append(f"the target takes {reach:.3g}x the largest rung's FLOPs, more than {FAR:g}x: the power law has no "
                    "floor and is optimistic out there")  # fmt: skip
-    if flops < min(r.flops for r in rungs):
+    if reach * max(r.flops for r in rungs) < min(r.flops for r in rungs):
         out.append("the target is smaller than every rung")
-    tokens, _ = run_cost(target, vocab)
     for name, mine, theirs in (("width", target.model.width, {r.width for r in rungs}),
                                ("depth", target.model.depth, {r.depth for r in rungs}),
                                ("tokens", tokens, {r.tokens for r in rungs})):  # fmt: skip
