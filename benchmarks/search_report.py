@@ -16,13 +16,14 @@ from study import publish, verdict
 TOKENS = STEPS * 8 * 64
 
 
-def losses(rows: Rows, arm: str, horizon: float = 1.0, rule: bool = True, target: bool = False) -> np.ndarray:
+def losses(rows: Rows, arm: str, horizon: float = 1.0, rule: bool = True, target: bool = False,
+           seeds: tuple[int, ...] = FINAL) -> np.ndarray:  # fmt: skip
     """Third-split losses of an arm's winner on the fresh seeds that are there."""
     among = POINTS // 2 if arm.endswith("half") else POINTS
     point = winner(rows, arm.partition(",")[0], among)
     if point is None:
         return np.array([])
-    found = [rows.get(study.key(final(arm, point, seed, horizon, rule, target))) for seed in (*FINAL, *MORE_SEEDS)]
+    found = [rows.get(study.key(final(arm, point, seed, horizon, rule, target))) for seed in seeds]
     return np.array([float(row["test_loss"]) for row in found if row])
 
 
@@ -40,9 +41,9 @@ def told(values: np.ndarray, bound: float = 0.0) -> str:
     return verdict(True if high < bound else False if low > bound else None)
 
 
-def baseline(rows: Rows, horizon: float, target: bool = False) -> tuple[str, np.ndarray]:
+def baseline(rows: Rows, horizon: float, target: bool = False, seeds: tuple[int, ...] = FINAL) -> tuple[str, np.ndarray]:
     """The best global arm at a horizon."""
-    choices = {f"{arm}, duration rule {'on' if rule else 'off'}": losses(rows, arm, horizon, rule, target)
+    choices = {f"{arm}, duration rule {'on' if rule else 'off'}": losses(rows, arm, horizon, rule, target, seeds)
                for arm in ("global", "more") for rule in ((True, False) if horizon > 1 and not target else (True,))}  # fmt: skip
     full = {name: values for name, values in choices.items() if len(values) >= 3}
     name = min(full, key=lambda n: full[n].mean()) if full else ""
@@ -99,8 +100,9 @@ def horizons(rows: Rows, target: bool) -> list[str]:
 def verdicts(rows: Rows) -> list[str]:
     """P1 to P5 and the controls."""
     kron, more = losses(rows, "kronecker"), losses(rows, "more")
-    name, far = baseline(rows, 1.3)
-    gap = paired(kron, far)
+    every = (*FINAL, *MORE_SEEDS)
+    name, far = baseline(rows, 1.3, seeds=every)
+    gap = paired(losses(rows, "kronecker", seeds=every), far)
     text = [f"- P1 kronecker at T below the best global at 1.3 T ({name}): {said(gap)}: **{told(gap)}**"]
     found = ratio(rows)
     text.append(f"  Tokens the best global arm takes to kronecker's loss: {'not reached at 2.3' if found is None else f'{found:.2f}'} x.")
