@@ -138,7 +138,7 @@ paths = st.one_of(
 )
 
 
-def planned(config):
+def assert_planned(config):
     if config.model.width * config.model.depth > 10_000:
         return
     try:
@@ -163,7 +163,7 @@ def test_any_tree_is_refused_in_words_or_can_be_planned(mutations):
         config = build(tree)
     except IsoscaleError:
         return
-    planned(config)
+    assert_planned(config)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
@@ -174,7 +174,7 @@ def test_any_flags_are_refused_in_words_or_can_be_planned(sets):
         config = load(presets.proxy(), "proxy", None, sets).config
     except IsoscaleError:
         return
-    planned(config)
+    assert_planned(config)
 
 
 @settings(max_examples=100, deadline=None)
@@ -182,7 +182,7 @@ def test_any_flags_are_refused_in_words_or_can_be_planned(sets):
     f"hps.{name}": st.floats(1e-30, 0.99) for name in type(RunConfig().hps).model_fields}))  # fmt: skip
 def test_every_accepted_hyperparameter_can_be_planned(hps):
     for name in ("u-mup", "sp"):
-        meta_plan(RunConfig().with_values(**{"rules.parametrisation": name, "model.depth": 1, **hps}))
+        assert meta_plan(RunConfig().with_values(**{"rules.parametrisation": name, "model.depth": 1, **hps})).rows
 
 
 def test_a_written_config_leaves_open_what_depends_on_the_optimiser(tmp_path):
