@@ -46,10 +46,20 @@ def target(text):
 
 
 def test_a_function_of_the_current_folder(here):
+    before = list(sys.path)
     subject = target("usermodel:build")
     assert subject.has_depth
     assert len(subject.build(8, 3).model) == 5
-    assert "." not in sys.path[:1] and str(here) not in sys.path  # noqa: PT018
+    assert sys.path == before
+    assert str(here) not in before
+
+
+def test_a_module_that_adds_to_the_path_keeps_its_entry(here, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (here / "usermodel.py").write_text("import sys\nsys.path.insert(0, 'of_its_own')\n" + CODE)
+    target("usermodel:build")
+    assert sys.path[0] == "of_its_own"
+    assert str(here) not in sys.path
 
 
 def test_a_function_of_width_alone(here):

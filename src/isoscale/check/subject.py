@@ -10,7 +10,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,13 @@ class Subject:
 @contextmanager
 def _here() -> Iterator[None]:
     """The current folder can be imported from."""
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         yield
-    finally:
-        sys.path.pop(0)
+    finally:  # not pop(0): what is imported may have put a folder of its own in front
+        with suppress(ValueError):
+            sys.path.remove(here)
 
 
 def function_of(target: str) -> Callable[..., Any]:
