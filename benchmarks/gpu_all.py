@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from isoscale.formats import fake_cast
 from isoscale.formats.recipes import everywhere
 from isoscale.numerics.backend import has_scaled_mm
 from isoscale.nn.engine import FORWARD, Engine
+from isoscale.sweep.measure import pick_workers
 
 
 def ms(run: Callable[[], object], rounds: int = 30) -> float:
@@ -227,6 +229,31 @@ def lmd(device: str = "cuda", width: int = 4096, count: int = 12) -> list[dict[s
     return rows
 
 
+def packing(device: str = "cuda", trials: int = 8, steps: int = 300, width: int = 256, limit: int | None = None) -> list[dict[str, object]]:
+    """Small trials that share the card: steps per second of 1, 2, 4, 8 processes, then whole sweeps with one worker and
+    with as many as `--workers auto` takes.
+
+    Prediction: a decoder of width 256 leaves most of the card idle, so that auto takes at least 4 workers, and the sweep
+    of 8 trials takes at most half the time of one worker's.
+    """
+    config = iso.RunConfig().with_values(**{
+        "model.width": width, "model.depth": 4, "train.device": device, "train.steps": steps, "train.eval_every": steps,
+        "train.checkpoint_every": steps, "sweep.strategy": "grid", "sweep.executor": "processes",
+        "sweep.space": {"lr": tuple(2.0 ** (k / 4) for k in range(trials))},
+    })  # fmt: skip
+    found = pick_workers(config, limit)
+    rows: list[dict[str, object]] = [
+        {"part": "packing", "workers": count, "steps/s": rate, "picked": count == found.workers} for count, rate in found.rates.items()
+    ]
+    for workers in sorted({1, found.workers}):
+        with tempfile.TemporaryDirectory() as folder:
+            begun = time.perf_counter()
+            iso.sweep.sweep(config.with_values(**{"sweep.workers": workers}), folder)
+            seconds = time.perf_counter() - begun
+        rows.append({"part": "packed sweep", "workers": workers, "trials/h": 3600 * trials / seconds, "seconds": seconds})
+    return rows
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
@@ -234,7 +261,7 @@ if __name__ == "__main__":
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device here: nothing to measure")
     print(torch.cuda.get_device_name(), "FP8 matmul:", has_scaled_mm(torch.device("cuda")))
-    for row in [*(matmuls() if has_scaled_mm(torch.device("cuda")) else []), *casts(), *mxnorm(), *steps(), *scalify(), *lmd()]:
+    for row in [*(matmuls() if has_scaled_mm(torch.device("cuda")) else []), *casts(), *mxnorm(), *steps(), *scalify(), *lmd(), *packing()]:
         print(row)
         if arguments.out:
             with arguments.out.open("a") as log:

@@ -4,8 +4,8 @@ Claim, set before the first run (PREDICTION): 16 learning rates of a u-muP decod
 of 8 x 128 bytes each, float32, two workers on two cores. The usual way is two worker processes of one Optuna study,
 each with a plain loop: the same `Decoder`, the same plan, data and schedule, `torch.optim.AdamW` as torch defaults it.
 It runs once with one thread a process (pinned) and once as torch starts it (unpinned). Ours runs from an empty cache
-(no kernels built, nothing tokenised) and with a full one. Wall time counts from the first process's start to the last
-trial's end, imports and building included. Validation losses of equal points must agree within BOUND.
+(no kernels built, nothing tokenised) and with a full one, by `isoscale.sweep.sweep`, with its storage, workers and run
+folders. Wall time counts from the call to its end, the workers' imports and building included. Validation losses of equal points must agree within BOUND.
 
     python benchmarks/sweep_throughput.py                # whatever rows are missing, then the page
     python benchmarks/sweep_throughput.py --report       # the page alone
@@ -38,7 +38,6 @@ STEPS, WORKERS, BOUND = 300, 2, 1e-3
 SIDES = ("pinned", "cold", "warm", "unpinned")
 PREDICTION = {("cold", "pinned"): 1.2, ("warm", "pinned"): 1.6, ("cold", "unpinned"): 1.2, ("warm", "unpinned"): 1.6}
 ONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-KEEP = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "2000000000"}
 
 
 def config(lr: float, steps: int, fused: bool) -> Any:
@@ -110,67 +109,74 @@ def optuna_worker(storage: str, steps: int, done: Any) -> None:
         study.optimize(objective, n_trials=1)
 
 
-def bench_worker(todo: Any, folder: str, steps: int, done: Any) -> None:
-    """A process of ours: takes points from a queue and trains them on one bench."""
-    from torch._dynamo.utils import counters
+def counted(job: Any, report: Any) -> Any:
+    """A trial as `isoscale sweep` runs it; how many graphs this worker has compiled goes beside the run."""
+    from isoscale.sweep.one import objective
 
-    from isoscale.train import Bench, train
+    outcome = objective(job, report)
+    compiler = sys.modules.get("torch._dynamo.utils")  # not imported: nothing was compiled
+    graphs = compiler.counters["stats"].get("unique_graphs", 0) if compiler else 0
+    (Path(job.folder) / f"compiled_{os.getpid()}").write_text(str(graphs))
+    return outcome
 
-    bench = Bench()
-    while (lr := todo.get()) is not None:
-        result = train(config(lr, steps, True), Path(folder) / f"{lr:g}", bench=bench)
-        done.put((lr, result.val_loss))
-    done.put(("compiled", counters["stats"].get("unique_graphs", 0)))
+
+def isoscale_sweep(folder: Path, steps: int) -> tuple[dict[str, float], int]:
+    """The sweep as a user of isoscale starts it; losses by LR, and graphs compiled by the workers."""
+    from isoscale.sweep import sweep
+
+    whole = config(1.0, steps, True).with_values(**{
+        "sweep.strategy": "grid", "sweep.space": {"lr": LRS}, "sweep.executor": "processes", "sweep.workers": WORKERS,
+    })  # fmt: skip
+    result = sweep(whole, folder, objective="sweep_throughput:counted")
+    most: dict[str, int] = {}
+    for file in (folder / "trials").glob("*/compiled_*"):
+        most[file.name] = max(most.get(file.name, 0), int(file.read_text()))
+    return {f"{row.point['lr']:g}": row.loss for row in result.trials}, sum(most.values())
+
+
+def optuna_sweep(storage: str, steps: int) -> dict[str, float]:
+    """The usual way: a study and two processes on it; losses by LR."""
+    import optuna
+
+    context = multiprocessing.get_context("spawn")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(study_name="lr", storage=storage)
+    for lr in LRS:
+        study.enqueue_trial({"lr": lr})
+    done = context.Queue()
+    jobs = [context.Process(target=optuna_worker, args=(storage, steps, done)) for _ in range(WORKERS)]
+    for job in jobs:
+        job.start()
+    losses = dict(done.get(timeout=3600) for _ in LRS)
+    for job in jobs:
+        job.join(timeout=60)
+    return {f"{lr:g}": loss for lr, loss in losses.items()}
 
 
 def run(side: str, steps: int, warm_cache: str) -> dict[str, Any]:
     """One sweep of one side; its row."""
-    import optuna
+    import isoscale.sweep.study  # noqa: F401  (the parent's imports are neither side's)
 
-    context = multiprocessing.get_context("spawn")
     kept = dict(os.environ)
     row: dict[str, Any] = {"side": side, "steps": steps, "load": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        for name in (*ONE, "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
             os.environ.pop(name, None)
-        os.environ.update({} if side == "unpinned" else ONE)
-        os.environ.update(KEEP if side in ("cold", "warm") else {})
+        os.environ.update(ONE if side == "pinned" else {})  # isoscale pins its workers itself
         cache = str(Path(folder) / "cache") if side == "cold" else warm_cache
         os.environ.update({"ISOSCALE_CACHE": cache, "TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "inductor")})
-        done = context.Queue()
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         begun = time.perf_counter()
         if side in ("cold", "warm"):
-            todo = context.Queue()
-            for lr in (*LRS, *[None] * WORKERS):
-                todo.put(lr)
-            jobs = [context.Process(target=bench_worker, args=(todo, folder, steps, done)) for _ in range(WORKERS)]
+            losses, row["compiled"] = isoscale_sweep(Path(folder) / "sweep", steps)
         else:
-            storage = f"sqlite:///{folder}/study.db"
-            optuna.logging.set_verbosity(optuna.logging.ERROR)
-            study = optuna.create_study(study_name="lr", storage=storage)
-            for lr in LRS:
-                study.enqueue_trial({"lr": lr})
-            jobs = [context.Process(target=optuna_worker, args=(storage, steps, done)) for _ in range(WORKERS)]
-        for job in jobs:
-            job.start()
-        losses: dict[str, float] = {}
-        while len(losses) < len(LRS):
-            name, value = done.get(timeout=3600)
-            if name == "compiled":
-                row["compiled"] = row.get("compiled", 0) + value
-            else:
-                losses[f"{name:g}"] = value
+            losses = optuna_sweep(f"sqlite:///{folder}/study.db", steps)
         row["seconds"] = time.perf_counter() - begun
-        for job in jobs:
-            job.join(timeout=60)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         row["cpu_seconds"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        while not done.empty():
-            _, value = done.get()
-            row["compiled"] = row.get("compiled", 0) + value
     os.environ.clear()
     os.environ.update(kept)
+    assert len(losses) == len(LRS), losses
     return {**row, "losses": losses}
 
 
@@ -264,7 +270,7 @@ def main() -> None:
                 if sum(row["side"] == side and row["steps"] == args.steps for row in read()) > repeat:
                     continue
                 if not filled:  # texts and kernels of the warm side
-                    run("warm", 2, cache)
+                    run("warm", 10, cache)
                     filled = True
                 row = run(side, args.steps, cache)
                 append(row)

@@ -25,7 +25,7 @@ def cluster():
     from pathlib import Path
 
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000, log_to_driver=False,
+    ray.init("local", num_cpus=3, num_gpus=2, include_dashboard=False, object_store_memory=80_000_000, log_to_driver=False,
              logging_level="CRITICAL", runtime_env={"env_vars": {"PYTHONPATH": path}})  # fmt: skip
     yield
     ray.shutdown()
@@ -57,6 +57,15 @@ def test_a_training_run_on_ray_equals_one_in_a_process(cluster, tiny, tmp_path):
     result = sweep(tiny(**space, **{"sweep.executor": "ray"}), tmp_path / "ray")
     calm = sweep(tiny(**space, **{"sweep.executor": "processes"}), tmp_path / "processes")
     assert {t.id: t.loss for t in result.trials} == {t.id: t.loss for t in calm.trials}
+
+
+def test_trials_share_the_cards(cluster, tmp_path):
+    """Three workers, two cards (Ray counts what it is told): half a card each, all three at once."""
+    settings = config(**{"sweep.workers": 3, "sweep.space": {"lr": (1.0, 2.0, 4.0)}})
+    result = sweep(settings, tmp_path, objective="sweep_objectives:three_at_once")
+    assert {t.loss for t in result.trials} == {0.0, 1.0}  # the cards that they saw
+    blind = config(**{"sweep.workers": 3, "sweep.space": {"lr": (1.0, 2.0, 4.0)}, "train.device": "cpu"})
+    assert {t.loss for t in sweep(blind, tmp_path / "cpu", objective="sweep_objectives:three_at_once").trials} == {-1.0}
 
 
 def test_a_cluster_that_is_not_there(tmp_path):

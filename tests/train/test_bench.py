@@ -1,6 +1,8 @@
 """A bench shares models between runs; a run on one is the run without it, to the bit."""
 
 import functools
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,7 @@ from torch._dynamo.utils import counters
 from isoscale._base.errors import ConfigError
 from isoscale._base.log import read
 from isoscale.kernels import build
+from isoscale.nn import gemm
 from isoscale.train import Bench, loop, train
 from isoscale.train import bench as module
 from isoscale.train.bench import _kinds
@@ -176,18 +179,41 @@ def test_no_trial_recompiles_a_compiled_step(tiny, tmp_path, graphs):
     assert graphs() > before
 
 
+ALPHAS_OF_TRIALS = [{}, {"alpha_res": 1.3, "alpha_attn": 0.6, "alpha_ffn_act": 1.7, "alpha_loss": 0.8, "alpha_out": 1.4,
+                         "alpha_res_attn_ratio": 0.7}]  # fmt: skip
+ALPHAS_OF_TRIALS += [{name: value * (1 + k / 7) for name, value in ALPHAS_OF_TRIALS[1].items()} for k in range(1, 8)]
+ALPHAS_OF_TRIALS += [dict.fromkeys(ALPHAS_OF_TRIALS[1], 1.0), {"alpha_res": 0.5}]
+
+
 @pytest.mark.slow
-def test_the_compiled_step_of_every_multiplier_is_compiled_also_the_ninth(tiny, graphs):
+@pytest.mark.parametrize("values", [{}, {"model.qk_norm": True, "model.norm": "trainable", "train.batch": 2}])
+def test_however_many_multipliers_two_forms_are_compiled_and_both_are_right(tiny, graphs, values):
     bench, seen = Bench(), []
-    ids = torch.zeros(4, 32, dtype=torch.long)
-    for number in range(10):
-        ready = bench.ready(tiny(**{"train.compile": True, "hps.alpha_res": 1 + number / 8}), 256, CPU)
-        ready.step(ids, ids)
+    ids = torch.arange(4 * 32).reshape(4, 32) % 97
+    for alphas in ALPHAS_OF_TRIALS:
+        config = tiny(**{"train.compile": True, **values, **{f"hps.{name}": value for name, value in alphas.items()}})
+        ready = bench.ready(config, 256, CPU)
+        loss = ready.step(ids, ids, tokens=128)
+        loss.backward()
         seen.append(graphs())
-    assert seen == list(range(1, 11))
-    with torch._dynamo.config.patch(error_on_recompile=True):  # all are still there
-        bench.ready(tiny(**{"train.compile": True}), 256, CPU).step(ids, ids)
-    assert graphs() == 10
+        found = {name: p.grad.clone() for name, p in ready.model.named_parameters()}
+        fresh = Bench().ready(config, 256, CPU).model
+        want = fresh(ids, ids, tokens=128)
+        want.backward()
+        assert abs(float(loss.detach() - want.detach())) < 1e-5
+        for name, p in fresh.named_parameters():
+            assert float((found[name] - p.grad).norm() / p.grad.norm()) < 1e-4, (alphas, name)
+    assert seen == [1] + [2] * (len(seen) - 1)
+
+
+@pytest.mark.slow
+def test_control_a_kernel_that_takes_a_multiplier_for_a_constant_is_compiled_for_each(tiny, graphs, monkeypatch):
+    monkeypatch.setattr(gemm, "is_known", lambda factor: True)
+    bench, ids = Bench(), torch.zeros(4, 32, dtype=torch.long)
+    for alphas in ALPHAS_OF_TRIALS[:5]:
+        config = tiny(**{"train.compile": True, **{f"hps.{name}": value for name, value in alphas.items()}})
+        bench.ready(config, 256, CPU).step(ids, ids).backward()
+    assert graphs() == 5
 
 
 def test_the_fused_step_compiles_nothing_whatever_changes(tiny, tmp_path, graphs, monkeypatch):
@@ -198,3 +224,12 @@ def test_the_fused_step_compiles_nothing_whatever_changes(tiny, tmp_path, graphs
         train(tiny(**SHORT, **FUSED, **values), tmp_path / str(number), bench=bench)
     assert graphs() == 0
     assert len(bench._held) == 1
+
+
+def test_a_plan_on_the_meta_device_imports_neither_the_compiler_nor_distributed_tensors():
+    code = ("import sys; from isoscale.config import RunConfig; import isoscale.train, isoscale.sweep.study\n"
+            "from isoscale.train.setup import meta_plan; meta_plan(RunConfig(), 256)\n"
+            "found = {'torch._dynamo', 'torch.distributed.tensor'} & set(sys.modules); assert not found, found")  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], check=True)
+    wrong = code.replace("import sys;", "import sys, torch.distributed.tensor;")
+    assert subprocess.run([sys.executable, "-c", wrong], capture_output=True, check=False).returncode != 0  # the control

@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -140,5 +141,6 @@ def sweep(
 
         typer.echo(f"space: {Space.of(loaded)}", err=True)
     with sweep_bar("sweep", quiet) as bar:
-        result = run(loaded, out, resume=resume, on_status=bar)
+        say = None if quiet else partial(typer.echo, err=True)
+        result = run(loaded, out, resume=resume, on_status=bar, on_line=say)
     emit(as_json, result.to_dict(), f"{table(result)}\n\n{closing(result, loaded.model.width * 4)}")

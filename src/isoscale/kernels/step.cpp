@@ -109,6 +109,15 @@ static void transpose(const float* x, i64 L, i64 D, float* y, i64 P) {
     for (i64 d = 0; d < D; d++) y[d * P + t] = x[t * D + d];
 }
 
+// Keys (turned, and transposed) and values of group g, whose sequence starts at base.
+static void take_keys(const Attend& a, const Lines& m, const float* base, i64 row, i64 g) {
+  for (i64 t = 0; t < a.L; t++) {
+    turn(a, base + t * row + (a.H + g) * a.D, t, m.k + t * a.D, 1.f, 1.f);
+    memcpy(m.v + t * a.D, base + t * row + (a.H + a.G + g) * a.D, 4 * a.D);
+  }
+  transpose(m.k, a.L, a.D, m.kt, m.P);
+}
+
 // q.k of queries i0 .. i0 + n, keys 0 .. K (a multiple of WIDTH); what may not be seen is -inf.
 static void scores(const Attend& a, const Lines& m, i64 i0, i64 n, i64 K) {
   product(m.q + i0 * a.D, a.D, 1, m.kt, m.P, m.p, m.P, n, K, a.D, false);
@@ -133,11 +142,7 @@ static void forward_units(void* what, i64 from, i64 to, int) {
   for (i64 unit = from; unit < to; unit++) {
     i64 b = unit / a.G, g = unit % a.G;
     const float* base = a.qkv + b * a.L * row;
-    for (i64 t = 0; t < a.L; t++) {
-      turn(a, base + t * row + (a.H + g) * a.D, t, m.k + t * a.D, 1.f, 1.f);
-      memcpy(m.v + t * a.D, base + t * row + (a.H + a.G + g) * a.D, 4 * a.D);
-    }
-    transpose(m.k, a.L, a.D, m.kt, m.P);
+    take_keys(a, m, base, row, g);
     for (i64 h = g * each; h < (g + 1) * each; h++) {
       for (i64 t = 0; t < a.L; t++) turn(a, base + t * row + h * a.D, t, m.q + t * a.D, 1.f, a.scale * LOG2E);  // logits to base 2
       for (i64 i0 = 0; i0 < a.L; i0 += ROWS) {
@@ -181,11 +186,7 @@ static void backward_units(void* what, i64 from, i64 to, int) {
     i64 b = unit / a.G, g = unit % a.G;
     const float* base = a.qkv + b * a.L * row;
     float* into = a.dqkv + b * a.L * row;
-    for (i64 t = 0; t < a.L; t++) {
-      turn(a, base + t * row + (a.H + g) * a.D, t, m.k + t * a.D, 1.f, 1.f);
-      memcpy(m.v + t * a.D, base + t * row + (a.H + a.G + g) * a.D, 4 * a.D);
-    }
-    transpose(m.k, a.L, a.D, m.kt, m.P);
+    take_keys(a, m, base, row, g);
     transpose(m.v, a.L, a.D, m.vt, m.P);
     memset(m.dk, 0, 4 * a.L * a.D), memset(m.dv, 0, 4 * a.L * a.D);
     for (i64 h = g * each; h < (g + 1) * each; h++) {

@@ -8,7 +8,6 @@ Source: Unit Scaling, arXiv 2303.11257 section 5; u-muP (arXiv 2407.17465) uses 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -118,5 +117,9 @@ def apply_constraint(name: str | None, *factors: float) -> tuple[float, ...]:
 
 
 def log_interpolation(weight: float, low: float, high: float) -> float:
-    """`low` at weight 0, `high` at weight 1, a constant ratio per step between: `low^(1-weight) * high^weight`."""
-    return math.exp(weight * math.log(high) + (1 - weight) * math.log(low))
+    """`low` at weight 0, `high` at weight 1, a constant ratio per step between: `low^(1-weight) * high^weight`.
+
+    In powers: Dynamo takes an exponential or a logarithm of a symbolic number for a constant.
+    """
+    value: float = low ** (1 - weight) * high**weight
+    return value

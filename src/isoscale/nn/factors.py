@@ -80,14 +80,8 @@ def softmax_factors(mult: float, size: int, constraint: str | None) -> tuple[flo
     """Output and input-gradient factor of `softmax(mult x)` over `size` entries; from flat (1/n) to one-hot."""
     weight = 1 / (1 + 4 / check_mult(mult) ** 2)
     root: float = size**0.5
-    forward = power_interpolation(weight, size, root)
-    return _pair(constraint, forward, power_interpolation(weight, size / mult, root / mult**0.5))
-
-
-def power_interpolation(weight: float, low: float, high: float) -> float:
-    """`log_interpolation` in powers, for symbolic sizes."""
-    value: float = low ** (1 - weight) * high**weight
-    return value
+    forward = log_interpolation(weight, size, root)
+    return _pair(constraint, forward, log_interpolation(weight, size / mult, root / mult**0.5))
 
 
 def symbolic_log(size: int) -> float:

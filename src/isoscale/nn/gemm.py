@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from isoscale.nn.factors import token_scale
-from isoscale.nn.scale import autocast_operands, call, is_one, may_overwrite, times
+from isoscale.nn.scale import autocast_operands, call, is_known, is_one, may_overwrite, times
 
 
 def scaled_mm(left: Tensor, right: Tensor, alpha: float, like: Tensor | None = None) -> Tensor:
@@ -25,7 +25,7 @@ def scaled_mm(left: Tensor, right: Tensor, alpha: float, like: Tensor | None = N
     if is_one(alpha):
         return left @ right
     if torch.compiler.is_compiling():
-        if like is None or not isinstance(alpha, float):
+        if like is None or not is_known(alpha):  # the kernel would take a symbolic alpha for a constant
             return (left @ right) * alpha
         return torch.addmm(like, left, right, beta=0, alpha=alpha)
     return torch.addmm(left.new_zeros(()), left, right, beta=0, alpha=alpha)

@@ -44,6 +44,12 @@ def weight_grad(tokens: int | None) -> float | None:
     return None if tokens is None else token_scale(tokens, 1)
 
 
+def draw(weight: Tensor, std: float) -> None:
+    """A normal start. On the meta device there is nothing to draw, and torch would import its compiler: a second."""
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)
+
+
 def make_bias(size: int, wanted: bool, kind: Mapping[str, Any]) -> nn.Parameter | None:
     """An uninitialised vector parameter, or None."""
     return nn.Parameter(torch.empty(size, **kind)) if wanted else None
@@ -98,7 +104,7 @@ class Linear(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the weight anew, zero the bias."""
         if self.weight is not None:  # a tied readout has none
-            nn.init.normal_(self.weight, std=1.0 if self.scaling == "unit" else self.in_features**-0.5)
+            draw(self.weight, 1.0 if self.scaling == "unit" else self.in_features**-0.5)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -241,7 +247,7 @@ class Embedding(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the table anew (unit: N(0, 1); plain: std 0.02), zero the padding row."""
-        nn.init.normal_(self.weight, std=1.0 if self.scaling == "unit" else 0.02)
+        draw(self.weight, 1.0 if self.scaling == "unit" else 0.02)
         if self.padding_idx is not None:
             with torch.no_grad():
                 self.weight[self.padding_idx].zero_()

@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from isoscale._base.errors import ConfigError
 from isoscale.nn.factors import token_scale
-from isoscale.nn.scale import call, may_overwrite, scale_bwd, times
+from isoscale.nn.scale import add, call, may_overwrite, scale_bwd, times
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -70,8 +70,7 @@ class _NormSplit(Function):
             return (None if grad_skip is None else times(grad_skip, ctx.skip_scale)), None, None, None
         dx = _normalise_backward(_wide(grad), _wide(normed), reciprocal, ctx.branch_scale)
         if grad_skip is not None:
-            add = dx.add_ if may_overwrite() else dx.add
-            dx = add(grad_skip, alpha=ctx.skip_scale)
+            dx = add(dx, grad_skip, ctx.skip_scale, fresh=True)
         return dx.to(normed.dtype), None, None, None
 
 

@@ -20,7 +20,16 @@ Factor = float | Tensor
 
 def is_one(factor: Factor) -> bool:
     """Whether `factor` is the Python number 1. Symbolic and tensor factors are not asked: that would specialise."""
+    if torch.compiler.is_compiling() and not is_known(factor):
+        return False
     return type(factor) in (int, float) and bool(factor == 1)
+
+
+def is_known(factor: Factor) -> bool:
+    """Under torch.compile: whether the compiler sees a constant in `factor`, not a symbol or a tensor."""
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # a second, which only compiled code spends
+
+    return isinstance(factor, int | float) and bool(has_static_value(factor))
 
 
 def times(x: Tensor, factor: Factor) -> Tensor:
@@ -39,6 +48,13 @@ def call(plain: type[Function], with_jvp: type[Function], *args: Any) -> Any:
     if torch._C._are_functorch_transforms_active():
         return with_jvp.apply(*args)  # type: ignore[no-untyped-call]
     return super(Function, with_jvp).apply(*args)  # type: ignore[misc]
+
+
+def add(x: Tensor, y: Tensor, factor: float, *, fresh: bool = False) -> Tensor:
+    """`x + factor * y` in one pass; in the memory of a `fresh` x where that may be overwritten."""
+    if torch.compiler.is_compiling():
+        return x + times(y, factor)  # the `alpha` of torch's add would be taken for a constant
+    return x.add_(y, alpha=factor) if fresh and may_overwrite() else x.add(y, alpha=factor)
 
 
 def may_overwrite() -> bool:
@@ -147,7 +163,7 @@ class _BlendJvp(_Blend):
 
 def blend(branch: Tensor, skip: Tensor, a: float, b: float) -> Tensor:
     """`a * branch + b * skip` with ordinary gradients; equal shapes."""
-    return torch.add(times(skip, b), branch, alpha=a)
+    return add(times(skip, b), branch, a)
 
 
 def residual_blend(branch: Tensor, skip: Tensor, a: float, b: float) -> Tensor:

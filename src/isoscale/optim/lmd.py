@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from isoscale._base.errors import ConfigError, did_you_mean
 from isoscale.kernels.lmd import Draw, gradients, read_log
@@ -263,7 +264,7 @@ class LMD(torch.optim.Optimizer):
                 if group["optimizer"] == "adamw" and p.grad is not None and not self.state.get(p):
                     self.state[p].update(adamw_state(p, group))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo  # torch.compiler.disable imports the compiler at once
     def _prepare_eagerly(self) -> None:
         self._prepare(_has_gradient)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from isoscale._base.sharded import is_sharded
 from isoscale.kernels import cpu_lmd, lmd
 from isoscale.kernels.lmd import Numbers, Spec
 
@@ -41,7 +41,7 @@ def sample(kernel: str, spec: Spec, numbers: Numbers, medians: tuple[Tensor, ...
 
 def finite(gradients: Sequence[Tensor]) -> bool | Tensor:
     """Whether every gradient is finite, on every process that has a shard of one; a 0-d tensor in a captured graph."""
-    pieces = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    pieces = [g.to_local() if is_sharded(g) else g for g in gradients]
     if torch.compiler.is_compiling():
         return torch.stack([torch.isfinite(g).all() for g in pieces]).all()
     quick = all(g.device.type == "cpu" and g.is_contiguous() and g.dtype in cpu_lmd.FLOATS for g in pieces)
@@ -52,7 +52,7 @@ def finite(gradients: Sequence[Tensor]) -> bool | Tensor:
         ok = torch.isfinite(torch.stack([size.float().to(pieces[0].device) for size in sizes])).all()
     else:
         return True
-    for mesh in {g.device_mesh for g in gradients if isinstance(g, DTensor)}:
+    for mesh in {g.device_mesh for g in gradients if is_sharded(g)}:
         for dim in range(mesh.ndim):
             bad = (~ok).to(pieces[0].device, torch.float32)
             torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX, group=mesh.get_group(dim))

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from isoscale._base.errors import ConfigError, did_you_mean
+from isoscale._base.sharded import is_sharded
 from isoscale.kernels.lmd import GRIDS, HIGH, LOW, Draw, Numbers, Spec, grid_log
 from isoscale.kernels.normals import Place, base_keys, indices, step_keys, uniform, words
 
@@ -122,7 +122,7 @@ def local(x: Tensor) -> Tensor:
     """This process's piece, detached; a plain tensor is its own."""
     if x.requires_grad:
         x = x.detach()
-    return x.to_local() if isinstance(x, DTensor) else x
+    return x.to_local() if is_sharded(x) else x
 
 
 def place_of(x: Tensor) -> Place:
@@ -131,7 +131,7 @@ def place_of(x: Tensor) -> Place:
     Raises:
         ConfigError: a sharding whose pieces are no regular part of the whole.
     """
-    if not isinstance(x, DTensor):
+    if not is_sharded(x):
         n = max(1, x.numel())
         return Place(0, n, n)
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -150,7 +150,7 @@ def place_of(x: Tensor) -> Place:
 
 
 def _whole(x: Tensor) -> float:
-    return float(x.full_tensor() if isinstance(x, DTensor) else x)
+    return float(x.full_tensor() if is_sharded(x) else x)
 
 
 def _amax(x: Tensor) -> float:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import parametrize
 
 from isoscale._base.errors import PlanError
 from isoscale._base.rng import stream
+from isoscale._base.sharded import is_sharded
 from isoscale.planning.groups import match
 from isoscale.planning.inits import config_of, noise, read
 from isoscale.planning.names import normalise
@@ -43,7 +43,9 @@ def _initial(row: ParamRow, seed: int) -> torch.Tensor:
 
 
 def _put(parameter: nn.Parameter, value: torch.Tensor) -> None:
-    if isinstance(parameter, DTensor):
+    if is_sharded(parameter):
+        from torch.distributed.tensor import distribute_tensor
+
         parameter.copy_(distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements))
     else:
         parameter.copy_(value)
@@ -135,7 +137,7 @@ def _hook(modules: dict[str, nn.Module], row: ParamRow, parameter: nn.Parameter)
             if isinstance(one, Multiplier):
                 one.factor = row.hook
                 return
-    if isinstance(parameter, DTensor):  # FSDP2 holds the module and name of each weight, which a hook would move
+    if is_sharded(parameter):  # FSDP2 holds the module and name of each weight, which a hook would move
         raise PlanError(
             f"{row.name} is sharded already and needs a hook for its multiplier {row.hook:g}", key=row.name,
             hint="plan.apply(model, init=False) before fully_shard, or iso.plan(..., absorb=True)",

@@ -12,9 +12,9 @@ from itertools import groupby
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from isoscale._base.errors import PlanError
+from isoscale._base.sharded import is_sharded
 from isoscale.planning.names import normalise, pattern
 
 _STACKS = (nn.ModuleList, nn.Sequential)
@@ -32,7 +32,7 @@ def named(model: nn.Module) -> dict[str, nn.Parameter]:
         raise PlanError("the model has no parameters", key="model")
     for name, parameter in found.items():
         kind = type(parameter.data)
-        plain = kind in (torch.Tensor, DTensor) or parameter.is_meta or "Fake" in kind.__name__
+        plain = kind is torch.Tensor or is_sharded(parameter) or parameter.is_meta or "Fake" in kind.__name__
         if not plain or not parameter.is_floating_point():
             raise PlanError(
                 f"{name} is quantised ({kind.__name__}, {parameter.dtype}): a plan needs the weights that are trained",

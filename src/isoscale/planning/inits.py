@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from isoscale._base.errors import PlanError
+from isoscale._base.sharded import is_sharded
 from isoscale.planning.roles import ParamInfo
 
 SMALL = 20_000_000  # parameters: a base of that size is built for real even to plan for a model on the meta device
@@ -60,7 +60,7 @@ def noise(count: int) -> float:
 @torch.no_grad()
 def read(parameter: torch.Tensor, fan_in: int, config: Any) -> Initial:
     """How a real tensor starts."""
-    whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    whole = parameter.full_tensor() if is_sharded(parameter) else parameter
     values = whole.detach().float()
     low, high = float(values.min()), float(values.max())
     if low == high:

@@ -41,7 +41,7 @@ __all__ = ["Status", "Study", "sweep"]
 
 def sweep(
     config: RunConfig, out: Path | str, *, resume: bool = False, objective: str | None = None,
-    on_status: Callable[[Status], None] | None = None,
+    on_status: Callable[[Status], None] | None = None, on_line: Callable[[str], None] | None = None,
 ) -> SweepResult:  # fmt: skip
     """Search hyperparameters with the config's strategy; every trial is a resumable run under `out/trials`.
 
@@ -51,12 +51,13 @@ def sweep(
         resume: continue the sweep that is there; trials that failed get another chance.
         objective: what a trial is, "module:function" (see `sweep.job`); None: `sweep.command`, or a training run.
         on_status: called about twice a second.
+        on_line: gets what `sweep.workers = "auto"` measures, a line per count.
 
     Raises:
         IsoscaleError: a bad config, an unpayable budget, a folder of another sweep, a storage that refuses, too many
             points that fail (with the first one's words).
     """
-    return Study(config, out, objective=objective).run(resume=resume, on_status=on_status)
+    return Study(config, out, objective=objective).run(resume=resume, on_status=on_status, on_line=on_line)
 
 
 class Study:
@@ -98,7 +99,10 @@ class Study:
         """The best point so far. Raises as `load`."""
         return load(self.out).best
 
-    def run(self, *, resume: bool = True, on_status: Callable[[Status], None] | None = None) -> SweepResult:
+    def run(
+        self, *, resume: bool = True, on_status: Callable[[Status], None] | None = None,
+        on_line: Callable[[str], None] | None = None,
+    ) -> SweepResult:  # fmt: skip
         """Search until the strategy, a budget or an interruption ends it. Arguments and errors as `sweep`."""
         out, config = self.out, self.config
         check(out, config, resume=resume, kind="sweep")
@@ -108,7 +112,7 @@ class Study:
         if not saved and (out / "study.db").exists():
             raise _other_format(out, 1)
         spent = float(saved["spent"]["wall_seconds"]) if saved else 0.0
-        workers, step = workers_of(config)
+        workers, step = workers_of(config, on_line)
         setup = replace(setup, workers=workers, spent=spent, pace=step * config.train.steps / workers)
         with locked(out), self._store(setup) as (store, lease):
             claim(out, config, resume=resume, kind="sweep")

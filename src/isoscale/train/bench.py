@@ -5,8 +5,10 @@ compiled. Runs that differ in hyperparameters and seed only can share all of tha
 sets every multiplier anew: a shared model starts at the same bits as a fresh one. The caller owns the bench and hands
 it to `train`; nothing is global. Runs of one bench take turns: it is not for threads.
 
-A compiled step is shared by runs of equal multipliers, which torch.compile holds for constants: another LR, beta, eps,
-decay, init or seed compiles nothing, another alpha does. The fused step (`train.fused`) has nothing to compile.
+A compiled step is shared by all runs of a shape: another LR, beta, eps, decay, init or seed compiles nothing. A
+multiplier is a constant of the graph until a run has another one; then a second form is compiled in which it is an
+argument, as slow as a tensor's pass or two more, and that form serves every value. The fused step (`train.fused`) has
+nothing to compile.
 
 Not shared: models whose layers were swapped (casts) or parametrised (hooks), which are built anew each time. What is
 lost: a text that changes on disk is not read again, and a held model keeps its memory until the bench is dropped or
@@ -106,14 +108,21 @@ class Bench:
             self._held[key] = held
             while len(self._held) > self.shapes:
                 del self._held[next(iter(self._held))]
-        return Ready(held.model, plan, recipe, self._step(config, held, plan))
+        return Ready(held.model, plan, recipe, self._step(config, held))
 
-    def _step(self, config: RunConfig, held: _Held, plan: Plan) -> Step:
+    def _step(self, config: RunConfig, held: _Held) -> Step:
         if not config.train.compile:
             return held.model
-        multipliers = tuple(site.multiplier for site in plan.sites)
-        key = (config.train.precision, config.train.batch, config.data.seq_len, multipliers)
+        key = (config.train.precision, config.train.batch, config.data.seq_len)
         if key not in held.compiled:
             # Isolated: else the ninth form of one model would be over torch's limit, and run eagerly without a word.
-            held.compiled[key] = torch.compile(held.model, dynamic=False, **_ISOLATED)
+            compiled = torch.compile(held.model, **_ISOLATED)
+
+            def step(ids: Tensor, targets: Tensor, **rest: Any) -> Tensor:
+                for tensor in (ids, targets):  # numbers may become arguments, sizes must not: their kernels are slower
+                    torch._dynamo.mark_static(tensor)
+                loss: Tensor = compiled(ids, targets, **rest)
+                return loss
+
+            held.compiled[key] = step
         return held.compiled[key]

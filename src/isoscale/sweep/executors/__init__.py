@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from isoscale._base.errors import ConfigError
@@ -12,8 +13,13 @@ from isoscale.sweep.executors.base import Died, Executor, Finished, Hear, Messag
 __all__ = ["Died", "Executor", "Finished", "Hear", "Message", "Reported", "make", "workers_of"]
 
 
-def workers_of(config: RunConfig) -> tuple[int, float]:
-    """How many trials run at a time, and the seconds a step of each takes (nan: not measured); `auto` measures both."""
+def workers_of(config: RunConfig, on_line: Callable[[str], None] | None = None) -> tuple[int, float]:
+    """How many trials run at a time, and the seconds a step of each takes (nan: not measured); `auto` measures both.
+
+    Args:
+        config: the sweep's.
+        on_line: gets a line per count that was measured.
+    """
     wanted = config.sweep.workers
     if config.sweep.executor == "inline":
         return 1, math.nan
@@ -21,7 +27,7 @@ def workers_of(config: RunConfig) -> tuple[int, float]:
         return wanted, math.nan
     from isoscale.sweep.measure import pick_workers
 
-    found = pick_workers(config)
+    found = pick_workers(config, on_line=on_line)
     return found.workers, found.seconds_per_step
 
 

@@ -9,6 +9,7 @@ that moves to another node starts anew, and its files stay where it ran.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -103,7 +104,8 @@ class Ray:
                     f"the Ray cluster cannot be reached: {reason}", key="sweep.ray_address", value=address,
                     hint="ray status on its head node; none starts one here",
                 ) from None  # fmt: skip
-        share = min(1.0, ray.cluster_resources().get("GPU", 0.0) / workers) if gpus else 0.0
+        cards = ray.cluster_resources().get("GPU", 0.0) if gpus else 0.0
+        share = 1 / math.ceil(workers / cards) if cards else 0.0  # a card takes a whole number of trials
         self.task = ray.remote(_run).options(num_cpus=1, num_gpus=share, max_retries=0)
         self.mailbox = ray.remote(_Mailbox).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
 
