@@ -51,7 +51,7 @@ def three_at_once(job, report):
         if time.monotonic() > until:
             raise TimeoutError("the others did not start")
         time.sleep(0.02)
-    return float(os.environ.get("CUDA_VISIBLE_DEVICES") or -1)
+    return float(os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "") or -1)
 
 
 def some_fail(job, report):

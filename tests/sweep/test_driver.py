@@ -290,3 +290,17 @@ def test_a_strategy_that_only_repeats_itself_ends_the_search(tmp_path, monkeypat
     result = run(config(), tmp_path)
     assert len(result.trials) == 1
     assert result.stopped.startswith("repetition")
+
+
+@pytest.mark.parametrize(("visible", "device", "wanted"), [
+    (None, "auto", {0.0, 1.0}), ("4,6", "cuda", {4.0, 6.0}), ("4,6", "cpu", {46.0}), (None, "cpu", {-1.0}),
+])  # fmt: skip
+def test_workers_are_spread_over_the_cards(tmp_path, monkeypatch, visible, device, wanted):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    settings = config(**{"sweep.executor": "processes", "sweep.workers": 3, "train.device": device,
+                         "sweep.space": {"lr": (1.0, 2.0, 4.0)}})  # fmt: skip
+    result = run(settings, tmp_path, objective="three_at_once")
+    assert {t.loss for t in result.trials} == wanted

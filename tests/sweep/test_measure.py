@@ -37,7 +37,7 @@ class Fake:
 
     table, alive, closed = {}, 0, 0
 
-    def __init__(self, folder, number):
+    def __init__(self, folder, number, cards):
         assert (folder / "run.json").exists()
         Fake.alive += 1
         self.ready = False

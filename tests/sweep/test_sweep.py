@@ -171,6 +171,13 @@ def test_independent_runs_on_a_pool(tiny, tmp_path):
     assert (seen[-1].runs_done, seen[-1].runs) == (2, 2)
 
 
+def test_a_run_that_a_pool_cannot_start_is_named(tiny, tmp_path):
+    (tmp_path / "second").write_text("a file in the way")
+    with pytest.raises(IsoscaleError, match=r"second: .*file, not a folder"):
+        pool.run_all({"first": tiny(), "second": tiny()}, tmp_path, workers=2)
+    assert pool.run_all({"first": tiny()}, tmp_path)["first"] > 0  # what was under way goes on
+
+
 @pytest.mark.slow
 def test_a_sweep_over_lmds_three(tiny, tmp_path):
     """Learning rate, then noise and pull at the best of it; what is not swept is LMD's own default in every trial."""

@@ -2,7 +2,8 @@
 
 Each process is what a worker is (one pinned thread, its own model and data) and stays alive through the measurement,
 so that imports, kernels and compilation are paid once and are not counted. Counts double until more does not help.
-On a GPU several processes share the card; a count that does not fit into its memory is not taken.
+On a GPU several processes share the card, and several cards are filled in turn; a count that does not fit into their
+memory is not taken.
 What is lost: a machine that does other work meanwhile is measured with it.
 """
 
@@ -14,14 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from isoscale._base.errors import IsoscaleError
 from isoscale.config import RunConfig
-from isoscale.sweep.executors.base import PINNED
+from isoscale.sweep.executors.base import cards_of, environment
 
 WINDOW = 1.5  # seconds a count is measured for
 WARM = 3  # steps before
@@ -78,7 +79,7 @@ def pick_workers(
 
     Args:
         config: of the trials.
-        limit: most workers; default one per core and thread of a run, or 8 on a GPU.
+        limit: most workers; default one per core and thread of a run, or 8 per GPU.
         on_line: gets one line per count.
 
     Raises:
@@ -89,14 +90,15 @@ def pick_workers(
     if config.sweep.command:  # a trial's own command cannot be timed in pieces
         say(f"workers: {limit or cores()} (a command of its own is not measured)")
         return Measured(limit or cores(), math.nan, {})
-    most = limit or (PER_CARD if _on_gpu(config) else max(1, cores() // per_run))
+    cards = cards_of(config)
+    most = limit or PER_CARD * len(cards) or max(1, cores() // per_run)
     rates: dict[int, float] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isoscale-")))
         (folder / "run.json").write_text(config.model_dump_json(exclude_unset=True), encoding="utf-8")
         crew: list[_Process] = []
         for count in counts(most):
-            fresh = [_Process(folder, number) for number in range(len(crew), count)]
+            fresh = [_Process(folder, number, cards) for number in range(len(crew), count)]
             for process in fresh:
                 stack.callback(process.close)
             crew += fresh
@@ -115,12 +117,6 @@ def pick_workers(
     return Measured(best, best / rates[best], rates)
 
 
-def _on_gpu(config: RunConfig) -> bool:
-    import torch
-
-    return config.train.device.startswith("cuda") or (config.train.device == "auto" and torch.cuda.is_available())
-
-
 def _together(crew: list[_Process], fresh: list[_Process]) -> float:
     """Steps per second of all processes at once."""
     for process in fresh:
@@ -133,12 +129,12 @@ def _together(crew: list[_Process], fresh: list[_Process]) -> float:
 class _Process:
     """One process under measurement: a line in, a line out."""
 
-    def __init__(self, folder: Path, number: int) -> None:
+    def __init__(self, folder: Path, number: int, cards: Sequence[str]) -> None:
         self.log = folder / f"{number}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "isoscale.sweep.measure", str(folder / "run.json"), str(folder / str(number))],
-                env={**os.environ, **PINNED}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                env=environment(number, cards), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip
 
     def tell(self, line: str) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import FrameType
 
 from isoscale._base.errors import CheckpointError, NonFiniteError
 from isoscale._base.log import read
@@ -22,18 +20,9 @@ POLL = 0.3  # seconds between two looks
 WINDOW = 0.1  # share of the run before a rung whose losses are averaged
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def stop_politely() -> None:
-    """Let SIGTERM interrupt as Ctrl-C does, so that a run saves a checkpoint before its worker ends."""
-    signal.signal(signal.SIGTERM, _stop)
-
-
 @cache
 def _bench() -> Bench:
-    """What this process's runs share."""
+    """What this process's runs share: a worker knows nothing of training, and a Ray task leaves nothing else behind."""
     return Bench()
 
 

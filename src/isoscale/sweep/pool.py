@@ -1,20 +1,17 @@
-"""Several independent runs on a few pinned worker processes, each run resumable in its own folder."""
+"""Several independent runs on a few worker processes, each run resumable in its own folder."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 from isoscale._base.errors import IsoscaleError
 from isoscale.config import RunConfig
-from isoscale.sweep.executors.base import PINNED
-from isoscale.sweep.one import run_one, stop_politely
+from isoscale.sweep.executors.base import Died, Finished, cards_of
+from isoscale.sweep.executors.processes import Processes
+from isoscale.sweep.job import TRAIN, Job
 
 WATCH = 0.5  # seconds between looks at the metric files
 
@@ -30,14 +27,6 @@ class PoolStatus:
     seconds_left: float
 
 
-def _train(config: RunConfig, folder: Path) -> float:
-    return run_one(config, folder)[0]
-
-
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b'"kind":"train"') if path.exists() else 0
-
-
 def run_all(
     jobs: Mapping[str, RunConfig], out: Path, *, workers: int = 2,
     on_status: Callable[[PoolStatus], None] | None = None,
@@ -51,46 +40,40 @@ def run_all(
         on_status: called about twice a second.
 
     Raises:
-        IsoscaleError: whatever a run refuses.
+        IsoscaleError: a run refuses, or its process was killed; the others save what they have.
     """
     out.mkdir(parents=True, exist_ok=True)
     total = sum(config.train.steps for config in jobs.values())
-    before = {name: os.environ.get(name) for name in PINNED}
-    os.environ.update(PINNED)  # the spawned processes inherit it
     started, first = time.perf_counter(), _steps(jobs, out)
+    todo = [Job(name, {}, config.seed, config.model_dump_json(), str((out / name).resolve()), TRAIN)
+            for name, config in jobs.items()]  # fmt: skip
+    losses: dict[str, float] = {}
+    executor = Processes(workers, out, cards_of(next(iter(jobs.values()))))
     try:
-        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=stop_politely) as pool:
-            futures: dict[Future[float], str] = {
-                pool.submit(_train, config, out / name): name for name, config in jobs.items()
-            }
-            pending = set(futures)
-            try:
-                while pending:
-                    finished, pending = wait(pending, timeout=WATCH, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        future.result()
-                    if on_status is not None:
-                        done = _steps(jobs, out)
-                        rate = (done - first) / (time.perf_counter() - started)
-                        left = (total - done) / rate if rate > 0 else float("nan")
-                        on_status(PoolStatus(done, total, len(jobs) - len(pending), len(jobs), left))
-            except BrokenProcessPool:
-                hint = "is there enough memory? --resume continues where it was"
-                raise IsoscaleError("a training process was killed", place=str(out), hint=hint) from None
-            except BaseException:
-                workers_now = list((pool._processes or {}).values())
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in workers_now:
-                    process.terminate()
-                raise
-            return {name: future.result() for future, name in futures.items()}
+        while len(losses) < len(jobs):
+            while executor.free and todo:
+                executor.start(todo.pop(0))
+            for message in executor.poll(WATCH):
+                if isinstance(message, Died):
+                    raise IsoscaleError(f"the training process of {message.id} was killed: {message.reason}",
+                                        place=str(out), hint="is there enough memory? --resume goes on")  # fmt: skip
+                if isinstance(message, Finished):
+                    if message.outcome.state == "failed":
+                        raise IsoscaleError(f"{message.id}: {message.outcome.error}", place=str(out / message.id))
+                    losses[message.id] = message.outcome.loss
+            if on_status is not None:
+                done = _steps(jobs, out)
+                rate = (done - first) / (time.perf_counter() - started)
+                left = (total - done) / rate if rate > 0 else float("nan")
+                on_status(PoolStatus(done, total, len(losses), len(jobs), left))
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        executor.close(polite=len(losses) < len(jobs))
+    return {name: losses[name] for name in jobs}
 
 
-def _steps(jobs: Sequence[str] | Mapping[str, RunConfig], out: Path) -> int:
-    return sum(_lines(out / name / "metrics.jsonl") for name in jobs)
+def _steps(names: Iterable[str], out: Path) -> int:
+    return sum(_lines(out / name / "metrics.jsonl") for name in names)
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b'"kind":"train"') if path.exists() else 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from isoscale._base.errors import ConfigError
 from isoscale.config import RunConfig
-from isoscale.sweep.executors.base import Died, Executor, Finished, Hear, Message, Reported
+from isoscale.sweep.executors.base import Died, Executor, Finished, Hear, Message, Reported, cards_of
 
 __all__ = ["Died", "Executor", "Finished", "Hear", "Message", "Reported", "make", "workers_of"]
 
@@ -55,7 +55,7 @@ def make(config: RunConfig, out: Path, hear: Hear, workers: int) -> Executor:
     if kind == "processes":
         from isoscale.sweep.executors.processes import Processes
 
-        return Processes(workers, out)
+        return Processes(workers, out, cards_of(config))
     from isoscale.sweep.executors.ray import Ray
 
     return Ray(workers, config.sweep.ray_address, gpus=config.train.device != "cpu")

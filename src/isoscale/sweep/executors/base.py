@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from isoscale.config import RunConfig
 from isoscale.sweep.job import Job, Outcome
 
 # One thread a worker; and glibc keeps freed pages, which saves up to a fifth of a CPU step.
 PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "2000000000",
           "MALLOC_TRIM_THRESHOLD_": "2000000000"}  # fmt: skip
+
+
+def cards_of(config: RunConfig) -> tuple[str, ...]:
+    """The GPUs of this machine that trials are spread over, as CUDA_VISIBLE_DEVICES names them; none on a CPU.
+
+    A config that names one card (`cuda:1`) keeps to it.
+    """
+    if config.train.device not in ("auto", "cuda"):
+        return ()
+    import torch
+
+    seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    count = torch.cuda.device_count()
+    return tuple(seen[:count] or map(str, range(count)))
+
+
+def environment(number: int, cards: Sequence[str]) -> dict[str, str]:
+    """What worker `number` is started with: one thread, and one card, which it shares with every n-th of n cards."""
+    return {**os.environ, **PINNED, **({"CUDA_VISIBLE_DEVICES": cards[number % len(cards)]} if cards else {})}
 
 
 @dataclass(frozen=True)

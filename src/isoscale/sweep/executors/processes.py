@@ -11,13 +11,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from isoscale._base.errors import ConfigError, StorageError
-from isoscale.sweep.executors.base import PINNED, Died, Finished, Message, Reported
+from isoscale.sweep.executors.base import Died, Finished, Message, Reported, environment
 from isoscale.sweep.job import Job, Outcome
 
 PATIENCE = 30.0  # seconds that a worker has to save its run before it is killed
@@ -39,13 +40,14 @@ class Processes:
     Args:
         workers: how many, at most; started when needed.
         out: folder of their logs, `worker_N.log`.
+        cards: see `cards_of`; worker N gets the N-th, over and over.
     """
 
-    def __init__(self, workers: int, out: Path) -> None:
+    def __init__(self, workers: int, out: Path, cards: Sequence[str] = ()) -> None:
         if sys.platform == "win32":
             raise ConfigError("worker processes need POSIX sockets", key="sweep.executor", value="processes",
                               hint='sweep.executor = "inline"')  # fmt: skip
-        self.size, self.out = workers, out
+        self.size, self.out, self.cards = workers, out, cards
         self.workers: list[_Worker] = []
 
     @property
@@ -117,7 +119,8 @@ class Processes:
         number = next(n for n in range(len(used) + 1) if n not in used)
         ours, theirs = Pipe()
         command = [sys.executable, "-m", "isoscale.sweep.executors.worker", str(theirs.fileno())]
-        env = {**os.environ, **PINNED, "ISOSCALE_PATH": json.dumps([path or os.getcwd() for path in sys.path])}
+        path = json.dumps([path or os.getcwd() for path in sys.path])
+        env = {**environment(number, self.cards), "ISOSCALE_PATH": path}
         try:
             with (self.out / f"worker_{number}.log").open("ab") as log:
                 process = subprocess.Popen(command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
