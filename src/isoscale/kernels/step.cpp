@@ -131,101 +131,94 @@ static INLINE i64 keys(const Attend& a, i64 i0, i64 n) {
   return (seen + WIDTH - 1) / WIDTH * WIDTH;
 }
 
-static void forward_units(void* what, i64 from, i64 to, int) {
-  const Attend& a = *(const Attend*)what;
-  Lines m(a);
-  if (!m.all) {
-    ((Attend*)what)->failed = 1;
-    return;
-  }
+// Group g of sequence b.
+static void forward_unit(const Attend& a, const Lines& m, i64 b, i64 g) {
   i64 each = a.H / a.G, row = (a.H + 2 * a.G) * a.D;
-  for (i64 unit = from; unit < to; unit++) {
-    i64 b = unit / a.G, g = unit % a.G;
-    const float* base = a.qkv + b * a.L * row;
-    take_keys(a, m, base, row, g);
-    for (i64 h = g * each; h < (g + 1) * each; h++) {
-      for (i64 t = 0; t < a.L; t++) turn(a, base + t * row + h * a.D, t, m.q + t * a.D, 1.f, a.scale * LOG2E);  // logits to base 2
-      for (i64 i0 = 0; i0 < a.L; i0 += ROWS) {
-        i64 n = least<i64>(ROWS, a.L - i0), K = keys(a, i0, n);
-        float part[ROWS];
-        scores(a, m, i0, n, K);
-        for (i64 r = 0; r < n; r++) {
-          float* p = m.p + r * m.P;
-          F high = all(-__builtin_inff()), total = {};
-          for (i64 j = 0; j < K; j += WIDTH) high = larger(high, load<F>(p + j));
-          float top = top_of(high);
-          for (i64 j = 0; j < K; j += WIDTH) {
-            F e = exp2_of(load<F>(p + j) - all(top));
-            store(p + j, e), total = total + e;
-          }
-          float sum = sum_of(total);
-          part[r] = 1.f / sum;
-          a.log[(b * a.H + h) * a.L + i0 + r] = top + __builtin_log2f(sum);
+  const float* base = a.qkv + b * a.L * row;
+  take_keys(a, m, base, row, g);
+  for (i64 h = g * each; h < (g + 1) * each; h++) {
+    for (i64 t = 0; t < a.L; t++) turn(a, base + t * row + h * a.D, t, m.q + t * a.D, 1.f, a.scale * LOG2E);  // logits to base 2
+    for (i64 i0 = 0; i0 < a.L; i0 += ROWS) {
+      i64 n = least<i64>(ROWS, a.L - i0), K = keys(a, i0, n);
+      float part[ROWS];
+      scores(a, m, i0, n, K);
+      for (i64 r = 0; r < n; r++) {
+        float* p = m.p + r * m.P;
+        F high = all(-__builtin_inff()), total = {};
+        for (i64 j = 0; j < K; j += WIDTH) high = larger(high, load<F>(p + j));
+        float top = top_of(high);
+        for (i64 j = 0; j < K; j += WIDTH) {
+          F e = exp2_of(load<F>(p + j) - all(top));
+          store(p + j, e), total = total + e;
         }
-        float* out = a.out + ((b * a.L + i0) * a.H + h) * a.D;
-        product(m.p, m.P, 1, m.v, a.D, out, a.H * a.D, n, a.D, a.causal ? i0 + n : a.L, false);
-        for (i64 r = 0; r < n; r++)
-          for (i64 d = 0; d < a.D; d += WIDTH) {
-            float* at = out + r * a.H * a.D + d;
-            store(at, load<F>(at) * all(part[r]));
-          }
+        float sum = sum_of(total);
+        part[r] = 1.f / sum;
+        a.log[(b * a.H + h) * a.L + i0 + r] = top + __builtin_log2f(sum);
       }
+      float* out = a.out + ((b * a.L + i0) * a.H + h) * a.D;
+      product(m.p, m.P, 1, m.v, a.D, out, a.H * a.D, n, a.D, a.causal ? i0 + n : a.L, false);
+      for (i64 r = 0; r < n; r++)
+        for (i64 d = 0; d < a.D; d += WIDTH) {
+          float* at = out + r * a.H * a.D + d;
+          store(at, load<F>(at) * all(part[r]));
+        }
     }
   }
 }
 
-static void backward_units(void* what, i64 from, i64 to, int) {
-  const Attend& a = *(const Attend*)what;
-  Lines m(a);
-  if (!m.all) {
-    ((Attend*)what)->failed = 1;
-    return;
-  }
+static void backward_unit(const Attend& a, const Lines& m, i64 b, i64 g) {
   i64 each = a.H / a.G, row = (a.H + 2 * a.G) * a.D;
-  for (i64 unit = from; unit < to; unit++) {
-    i64 b = unit / a.G, g = unit % a.G;
-    const float* base = a.qkv + b * a.L * row;
-    float* into = a.dqkv + b * a.L * row;
-    take_keys(a, m, base, row, g);
-    transpose(m.v, a.L, a.D, m.vt, m.P);
-    memset(m.dk, 0, 4 * a.L * a.D), memset(m.dv, 0, 4 * a.L * a.D);
-    for (i64 h = g * each; h < (g + 1) * each; h++) {
-      for (i64 t = 0; t < a.L; t++) {
-        turn(a, base + t * row + h * a.D, t, m.q + t * a.D, 1.f, a.scale * LOG2E);  // logits to base 2
-        memcpy(m.dout + t * a.D, a.grad + ((b * a.L + t) * a.H + h) * a.D, 4 * a.D);
-      }
-      for (i64 i0 = 0; i0 < a.L; i0 += ROWS) {
-        i64 n = least<i64>(ROWS, a.L - i0), K = keys(a, i0, n), seen = a.causal ? i0 + n : a.L;
-        scores(a, m, i0, n, K);
-        product(m.dout + i0 * a.D, a.D, 1, m.vt, m.P, m.ds, m.P, n, K, a.D, false);
-        for (i64 r = 0; r < n; r++) {
-          float *p = m.p + r * m.P, *d = m.ds + r * m.P;
-          F log = all(a.log[(b * a.H + h) * a.L + i0 + r]), total = {};
-          for (i64 j = 0; j < K; j += WIDTH) {
-            F e = exp2_of(load<F>(p + j) - log);
-            store(p + j, e), total = fma(e, load<F>(d + j), total);
-          }
-          F mean = all(sum_of(total));
-          for (i64 j = 0; j < K; j += WIDTH) store(d + j, (load<F>(d + j) - mean) * load<F>(p + j));
-        }
-        product(m.ds, m.P, 1, m.k, a.D, m.dq + i0 * a.D, a.D, n, a.D, seen, false);
-        product(m.ds, 1, m.P, m.q + i0 * a.D, a.D, m.dk, a.D, seen, a.D, n, true);
-        product(m.p, 1, m.P, m.dout + i0 * a.D, a.D, m.dv, a.D, seen, a.D, n, true);
-      }
-      for (i64 t = 0; t < a.L; t++) turn(a, m.dq + t * a.D, t, into + t * row + h * a.D, -1.f, a.scale);
-    }
+  const float* base = a.qkv + b * a.L * row;
+  float* into = a.dqkv + b * a.L * row;
+  take_keys(a, m, base, row, g);
+  transpose(m.v, a.L, a.D, m.vt, m.P);
+  memset(m.dk, 0, 4 * a.L * a.D), memset(m.dv, 0, 4 * a.L * a.D);
+  for (i64 h = g * each; h < (g + 1) * each; h++) {
     for (i64 t = 0; t < a.L; t++) {
-      turn(a, m.dk + t * a.D, t, into + t * row + (a.H + g) * a.D, -1.f, LN2);  // of q's factor
-      memcpy(into + t * row + (a.H + a.G + g) * a.D, m.dv + t * a.D, 4 * a.D);
+      turn(a, base + t * row + h * a.D, t, m.q + t * a.D, 1.f, a.scale * LOG2E);  // logits to base 2
+      memcpy(m.dout + t * a.D, a.grad + ((b * a.L + t) * a.H + h) * a.D, 4 * a.D);
     }
+    for (i64 i0 = 0; i0 < a.L; i0 += ROWS) {
+      i64 n = least<i64>(ROWS, a.L - i0), K = keys(a, i0, n), seen = a.causal ? i0 + n : a.L;
+      scores(a, m, i0, n, K);
+      product(m.dout + i0 * a.D, a.D, 1, m.vt, m.P, m.ds, m.P, n, K, a.D, false);
+      for (i64 r = 0; r < n; r++) {
+        float *p = m.p + r * m.P, *d = m.ds + r * m.P;
+        F log = all(a.log[(b * a.H + h) * a.L + i0 + r]), total = {};
+        for (i64 j = 0; j < K; j += WIDTH) {
+          F e = exp2_of(load<F>(p + j) - log);
+          store(p + j, e), total = fma(e, load<F>(d + j), total);
+        }
+        F mean = all(sum_of(total));
+        for (i64 j = 0; j < K; j += WIDTH) store(d + j, (load<F>(d + j) - mean) * load<F>(p + j));
+      }
+      product(m.ds, m.P, 1, m.k, a.D, m.dq + i0 * a.D, a.D, n, a.D, seen, false);
+      product(m.ds, 1, m.P, m.q + i0 * a.D, a.D, m.dk, a.D, seen, a.D, n, true);
+      product(m.p, 1, m.P, m.dout + i0 * a.D, a.D, m.dv, a.D, seen, a.D, n, true);
+    }
+    for (i64 t = 0; t < a.L; t++) turn(a, m.dq + t * a.D, t, into + t * row + h * a.D, -1.f, a.scale);
   }
+  for (i64 t = 0; t < a.L; t++) {
+    turn(a, m.dk + t * a.D, t, into + t * row + (a.H + g) * a.D, -1.f, LN2);  // of q's factor
+    memcpy(into + t * row + (a.H + a.G + g) * a.D, m.dv + t * a.D, 4 * a.D);
+  }
+}
+
+template <void (*UNIT)(const Attend&, const Lines&, i64, i64)>
+static void units(void* what, i64 from, i64 to, int) {
+  Attend& a = *(Attend*)what;
+  Lines m(a);
+  if (m.all)
+    for (i64 unit = from; unit < to; unit++) UNIT(a, m, unit / a.G, unit % a.G);
+  else
+    a.failed = 1;
 }
 
 extern "C" void isoscale_attend(const Attend* a) {
-  parallel(a->B * a->G, a->B * a->L * (a->H + 2 * a->G) * a->D, a->threads, forward_units, (void*)a);
+  parallel(a->B * a->G, a->B * a->L * (a->H + 2 * a->G) * a->D, a->threads, units<forward_unit>, (void*)a);
 }
 extern "C" void isoscale_attend_back(const Attend* a) {
-  parallel(a->B * a->G, a->B * a->L * (a->H + 2 * a->G) * a->D, a->threads, backward_units, (void*)a);
+  parallel(a->B * a->G, a->B * a->L * (a->H + 2 * a->G) * a->D, a->threads, units<backward_unit>, (void*)a);
 }
 
 // ---- SwiGLU: act = silu(mult gate) up, of rows [gate | up]
