@@ -16,9 +16,9 @@ from study import publish, verdict
 TOKENS = STEPS * 8 * 64
 CAVEATS = """What to keep in mind: a knot of a depth curve that stayed at 1 was not named in the points of this study, so that the
 other of two held at any depth (the package names a curve whole by now); P1's twenty seeds were reached by adding fifteen
-after five had left it undecided, and its baseline is the best of four by the same seeds; at the target's size `more` was not
-run, so P2's baseline is `global` alone, and seeds are three; the Gaussian process repeats its points only up to rounding, and
-its arm holds the rows of whichever points a replay finds."""
+after five had left it undecided, and its baseline is the best of four by the same seeds; at the target's size seeds are
+three; the Gaussian process repeats its points only up to rounding, and its arm holds the rows of whichever points a replay
+finds."""
 
 
 def losses(rows: Rows, arm: str, horizon: float = 1.0, rule: bool = True, target: bool = False,
