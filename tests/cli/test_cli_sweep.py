@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from isoscale.cli import main
-from isoscale.cli.sweep import closing, table
+from isoscale.cli.sweep import _points, closing, table
 from isoscale.config import RunConfig
-from isoscale.sweep.result import TrialRow, summarise
+from isoscale.sweep.result import TrialRow, load, summarise
 from isoscale.sweep.space import identity
 
 TINY = ["--set", "model.width=16", "--set", "model.head_size=8", "--set", "model.depth=1", "--set", "data.seq_len=32",
@@ -42,12 +42,54 @@ def test_the_estimate_comes_first_and_the_budget_is_named(small_text, tmp_path, 
     assert "stopped early by sweep.budget_runs" in said.out
 
 
+def test_a_resumed_search_needs_no_flags_again_and_other_flags_are_another_search(small_text, tmp_path, capsys):
+    words = ["--strategy", "random", "--runs", "2", "--set", "sweep.space={lr=[1.0, 4.0]}", "--quiet"]
+    assert sweep(small_text, tmp_path / "s", *words) == 0
+    assert main(["sweep", "--out", str(tmp_path / "s"), "--resume", "--quiet", "--json"]) == 0
+    first = capsys.readouterr().out
+    assert len(json.loads(first.splitlines()[-1])["trials"]) == 2
+    assert main(["sweep", "--out", str(tmp_path / "s"), "--resume", "--runs", "3", "--quiet", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["trials"]) == 3  # a larger number of runs goes on
+    wrong = ["sweep", "--out", str(tmp_path / "s"), "--resume", "--quiet", "--set", "model.depth=2"]
+    assert main(wrong) == 2
+    assert "model.depth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("runs", "seeds", "confirm", "wanted"), [
+    (8, 1, 2, 2), (9, 1, 2, 3), (20, 1, 2, 14), (6, 2, 0, 3), (1, 1, 3, 1), (12, 2, 1, 4),
+])  # fmt: skip
+def test_runs_are_shared_between_points_and_their_confirmation(runs, seeds, confirm, wanted):
+    section = RunConfig().with_values(**{
+        "sweep.seeds": tuple(range(seeds)), "sweep.confirm_seeds": confirm, "sweep.confirm": 3,
+    }).sweep  # fmt: skip
+    found = _points(runs, section)
+    assert found == wanted
+    assert found == 1 or found * seeds + min(found, 3) * confirm <= runs
+
+
+def test_the_best_at_an_end_is_said_of_every_number(small_text, tmp_path, capsys):
+    space = "sweep.space={lr=[1.0, 2.0, 4.0], alpha_res=[0.25, 1.0, 4.0]}"
+    assert sweep(small_text, tmp_path / "s", "--strategy", "independent", "--set", space, "--json", "--quiet") == 0
+    found = json.loads(capsys.readouterr().out)
+    points = [trial["point"] for trial in found["trials"]]
+    assert len(points) == 5
+    assert not any(point.get("alpha_res") == 1.0 for point in points)  # the config's own: the line's run was that
+    at_end = found["best"].get("alpha_res", 1.0) in (0.25, 4.0)
+    assert any("best alpha_res is at an end" in text for text in found["warnings"]) == at_end
+    assert at_end  # eight steps of a tiny model: otherwise this tests nothing
+    saved = json.loads((tmp_path / "s" / "study.json").read_text())
+    assert load(tmp_path / "s").warnings == tuple(saved["warnings"])  # once, however often it is read
+
+
 @pytest.mark.parametrize(("words", "told"), [
     (["--workers", "0"], ["--workers", "above zero"]), (["--workers", "many"], ["--workers", "'many'"]),
     (["--strategy", "bayes"], ["sweep.strategy", "bayes"]), (["--executor", "slurm"], ["sweep.executor", "'ray'"]),
     (["--storage", "postgresql://me:hush@127.0.0.1:9/db"], ["refuses", "does it run", "me:***@"]),
     (["--storage", "what"], ["no database URL"]), (["--budget-flops", "3"], ["pays for no run", "budget_flops"]),
     (["--budget-tokens", "-1"], ["sweep.budget_tokens"]), (["--runs", "0"], ["--runs"]),
+    (["--set", "sweep.space={alpha_rez=[1.0]}", "--runs", "3"], ["where: --set sweep.space=", "did you mean alpha_res"]),
+    (["--set", 'modules."lr/attn.zz"=0.5'], ["lr/attn.zz"]), (["--budget-tokens", "10"], ["one costs 1024 tokens"]),
+    (["--set", "sweep.space={lr=[-1.0, 1.0]}"], ["start it at 1e-4 or so"]),
     (["--set", "sweep.ray_address=auto"], ["the executor is another"]),
     (["--set", 'sweep.command=["/no/such/program"]', "--set", "sweep.max_failures=1"], ["cannot be started"]),
 ])  # fmt: skip

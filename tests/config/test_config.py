@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from isoscale import presets
 from isoscale._base.errors import ConfigError, IsoscaleError, ManyErrors
 from isoscale.config import RunConfig, Scale, build, known_keys, load
+from isoscale.config.load import parse_set
 from isoscale.config.toml import to_toml
 from isoscale.train.setup import meta_plan, resolved
 
@@ -30,6 +31,15 @@ def test_a_later_flag_wins_and_a_space_is_replaced_not_merged():
     loaded = load(None, "", None, ["hps.lr=1", "hps.lr=4", "sweep.space={eps=[1e-8]}"])
     assert loaded.config.hps.lr == 4
     assert loaded.config.sweep.space == {"eps": (1e-8,)}
+
+
+@pytest.mark.parametrize(("text", "tree"), [
+    ('modules."lr/attn.v"=0.5', {"modules": {"lr/attn.v": 0.5}}), ('modules."lr@0.5" = 2', {"modules": {"lr@0.5": 2}}),
+    ('name="a.b"', {"name": "a.b"}), ('"a.b"=1', {"a.b": 1}), ("sweep.space.lr=[1.0]", {"sweep": {"space": {"lr": [1.0]}}}),
+    ("x.y='\"q.r\"=3'", {"x": {"y": '"q.r"=3'}}),
+])  # fmt: skip
+def test_a_quoted_part_of_a_key_may_hold_dots(text, tree):
+    assert parse_set(text) == tree
 
 
 @pytest.mark.parametrize(("text", "key", "value"), [

@@ -87,11 +87,25 @@ def test_a_grid_shows_interactions_of_every_pair(tmp_path):
     assert f"transfer error {analysis.transfer_error(loss):.4f} (lr wrong)" in page
 
 
+def test_a_line_is_of_what_was_moved_alone(tmp_path):
+    """What a sampler drew at many LRs is no line; what an independent search moved is, with the config's own value."""
+    drawn = searched(tmp_path / "tpe", bowl(lr=(2.0, 1.0)), strategy="tpe", trials=12,
+                     space={"lr": (0.25, 4.0), "alpha_res": (0.25, 4.0)})  # fmt: skip
+    assert all(len(line) == 1 for line in analysis.lines(drawn, {"alpha_res": 1.0}).values())
+    moved = searched(tmp_path / "lines", bowl(lr=(2.0, 1.0), alpha_res=(4.0, 0.3)), strategy="independent",
+                     space={"lr": POWERS, "alpha_res": POWERS})  # fmt: skip
+    assert sum(trial["point"].get("alpha_res") == 1.0 for trial in moved["trials"]) == 0
+    lines = analysis.lines(moved, {"alpha_res": 1.0})
+    assert lines["alpha_res"] == pytest.approx({v: 2 + 0.3 * (math.log2(v) - 2) ** 2 for v in POWERS})
+    assert set(lines["lr"]) == set(POWERS)
+    assert 1.0 not in analysis.lines(moved)["alpha_res"]  # nobody said what the config's own was
+
+
 def test_searches_beside_each_other(tmp_path):
     for width, best in ((64, 2.0), (128, 2.0), (256, 4.0)):
         searched(tmp_path / f"w{width}", bowl(lr=(best, 1.0)), width=width, space={"lr": POWERS})
     page = write_report(tmp_path / "w64", beside=[tmp_path / "w128", tmp_path / "w256"]).read_text()
-    for text in ("<h2>Optimum against size</h2>", "width 128, w128", "lr (w256)"):
+    for text in ("<h2>Optimum against size</h2>", "width 128, w128", "lr (w256)", "<h2>The searches</h2>", "<td>w256</td>"):
         assert text in page
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text("")

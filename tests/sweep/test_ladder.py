@@ -94,11 +94,30 @@ def test_transfer_on_the_command_line_writes_config_plan_and_prediction(tiny, tm
     assert json.loads(capsys.readouterr().out)["plan"]["target"]["width"] == 64
     assert main(["train", "--config", str(folder / "config.toml"), "--out", str(tmp_path / "run"), "--quiet", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 12
+    before = (folder / "config.toml").read_text()
+    rung = ["transfer", flags[0], "--width", "24", "--train", "--out", str(tmp_path / "rung"), "--quiet", "--json"]
+    assert main(rung) == 0
+    assert json.loads(capsys.readouterr().out)["saved"] == str(tmp_path / "rung" / "target")
+    assert (folder / "config.toml").read_text() == before  # a rung that is trained leaves the target alone
     assert main(["transfer", *flags, *rungs[:2]]) != 0
     assert "at least 3 sizes" in capsys.readouterr().err
     (tmp_path / "wrong.toml").write_text("[model]\nwidht = 64\n")
     assert main(["transfer", flags[0], "--target", str(tmp_path / "wrong.toml")]) != 0
     assert "model.width" in capsys.readouterr().err
+
+
+def test_a_ladder_that_does_not_fall_gives_no_number(tiny, tmp_path, capsys):
+    proxy = tiny(**{"sweep.space": {"lr": (2.0,)}, "sweep.executor": "inline", "train.steps": 16})
+    sweep(proxy, tmp_path / "sweep")
+    rungs = []
+    for width, steps in ((24, 8), (32, 1)):  # the bigger, the less trained
+        config = proxy.with_values(**{"model.width": width, "hps.lr": 2.0, "train.steps": steps, "train.batch": 128 // steps})
+        train(config, tmp_path / f"w{width}")
+        rungs += ["--ladder", str(tmp_path / f"w{width}")]
+    assert main(["transfer", str(tmp_path / "sweep"), "--width", "48", *rungs]) == 0
+    said = capsys.readouterr().out
+    assert "\nno prediction\nwarning: the ladder's losses do not fall with size" in said
+    assert "predicted loss" not in said
 
 
 def test_an_unfinished_run_is_no_rung(tiny, tmp_path):

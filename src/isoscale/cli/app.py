@@ -106,5 +106,5 @@ def _run(arguments: Sequence[str] | None) -> int:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
     if code == 130:
-        print("\ninterrupted; what was finished is saved (--resume continues)", file=sys.stderr)
+        print("\ninterrupted; everything so far is saved (--resume continues)", file=sys.stderr)
     return code

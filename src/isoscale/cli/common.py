@@ -23,11 +23,18 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue what is in the 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
-def load_config(preset: str | None, file: Path | None, sets: list[str] | None, data: list[str] | None = None) -> Loaded:
-    """preset < file < --set (and --data)."""
+def load_config(
+    preset: str | None, file: Path | None, sets: list[str] | None, data: list[str] | None = None, *,
+    resumed: Path | None = None,
+) -> Loaded:  # fmt: skip
+    """preset < file < --set (and --data); without the first two a `resumed` folder's own config is the lowest."""
     flags = list(sets or [])
     if data:
         flags.append(f"data.source={json.dumps(data)}")
+    if resumed is not None and preset is None and file is None and (resumed / "run.json").exists():
+        from isoscale.train.folder import read_config
+
+        return load(read_config(resumed), str(resumed), None, flags)
     return load(presets.by_name(preset) if preset else None, preset or "", file, flags)
 
 

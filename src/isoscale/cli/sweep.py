@@ -16,6 +16,7 @@ from isoscale._base.errors import ConfigError
 from isoscale.cli.common import AsJson, ConfigFile, Data, Preset, Quiet, Resume, Sets, emit, load_config
 
 if TYPE_CHECKING:
+    from isoscale.config import SweepSection
     from isoscale.sweep import Status, SweepResult
 
 
@@ -51,7 +52,7 @@ WIDEST = 32  # characters of a point in a line of a table
 
 def _short(point: str) -> str:
     """A point in words, cut where it would not fit."""
-    return point if len(point) <= WIDEST else f"{point[: WIDEST - 4]} ..."
+    return point if len(point) <= WIDEST else f"{point[: WIDEST - 4].rpartition(' ')[0]} ..."
 
 
 def table(result: SweepResult) -> str:
@@ -70,6 +71,12 @@ def table(result: SweepResult) -> str:
         if trial.error:
             lines.append(textwrap.fill(trial.error.splitlines()[0], 80, initial_indent="  ", subsequent_indent="  "))
     return "\n".join(lines)
+
+
+def _points(runs: int, section: SweepSection) -> int:
+    """How many points so many runs pay for, with the confirmation of the best; at least one."""
+    each, kept = max(1, len(section.seeds)), section.confirm_seeds
+    return next((n for n in range(runs, 0, -1) if n * each + min(n, section.confirm) * kept <= runs), 1)
 
 
 def closing(result: SweepResult, next_width: int) -> str:
@@ -131,11 +138,11 @@ def sweep(
         raise ConfigError("workers are a number above zero, or auto", key="--workers", value=workers,
                           hint="--workers 2")  # fmt: skip
     flags = [*(set_ or []), *(f"sweep.{name}={value}" for name, value in given.items() if value is not None)]
-    loaded = load_config(preset, config, flags, data).config
-    if runs and loaded.sweep.trials is None and loaded.sweep.strategy in ("random", "tpe", "gp", "trust-region"):
-        kept = loaded.sweep.confirm * loaded.sweep.confirm_seeds
-        points = (runs - kept) // max(1, len(loaded.sweep.seeds))
-        loaded = loaded.with_values(**{"sweep.trials": max(1, points)})
+    layers = load_config(preset, config, flags, data, resumed=out if resume else None)
+    loaded = layers.config
+    free = loaded.sweep.trials is None or layers.origin("sweep.trials") == f"preset {out}"  # not the user's own words
+    if runs and free and loaded.sweep.strategy in ("random", "tpe", "gp", "trust-region"):
+        loaded = loaded.with_values(**{"sweep.trials": _points(runs, loaded.sweep)})
     if loaded.sweep.modules.hps and not quiet:
         from isoscale.sweep.space import Space
 

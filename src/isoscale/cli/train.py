@@ -28,7 +28,7 @@ def train(
     from isoscale.cli.progress import training_bar
     from isoscale.train import train as run
 
-    loaded = load_config(preset, config, set_, data)
+    loaded = load_config(preset, config, set_, data, resumed=out if resume else None)
     with training_bar(loaded.config.name, quiet) as bar:
         result = run(loaded.config, out, resume=resume, on_step=bar)
     text = (f"validation loss {result.val_loss:.4f} nats/token after {result.steps} steps ({result.tokens:,} tokens, "

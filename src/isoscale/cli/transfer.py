@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,7 +71,7 @@ def transfer(
     set_: Sets = None,
     ladder: Annotated[list[Path] | None, typer.Option(
         "--ladder", help="Finished run or sweep of another size, to predict the loss; repeatable.")] = None,
-    save: Annotated[Path | None, typer.Option("--save", help="Config and plan; default: SWEEP/target.")] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Default: SWEEP/target; with --train DIR/target.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Train the target too.")] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder of the target.")] = Path("runs/target"),
     resume: Resume = False, quiet: Quiet = False, as_json: AsJson = False,
@@ -106,22 +107,23 @@ def transfer(
     vocab = load_corpus(data.source, data.tokenizer, val_fraction=data.val_fraction, seq_len=data.seq_len,
                         cache=Path(data.cache) if data.cache else None).vocab  # fmt: skip
     made = carry(result, vocab, **values)
-    lines = [f"carried over, in base units: {show(made.hps)} (proxy loss {result.loss:.4f})", "",
-             "what the target's tensors get:"]  # fmt: skip
+    carried = f"carried over, in base units: {show(made.hps)} (proxy loss {result.loss:.4f})"
+    lines = [textwrap.fill(carried, 80, subsequent_indent="  "), "", "what the target's tensors get:"]
     for change in made.changes:
         if change.quantity in ("lr", "init_std", "weight_decay", "eps", "multiplier", "formats"):
             lines += [f"  {line}" for line in describe(change, reason=False)]
-    folder = save or source / "target"
+    folder = save or (out if train else source) / "target"  # a rung that is trained leaves the sweep's own target alone
     _save(made, vocab, folder)
     lines += [f"warning: {text}" for text in made.warnings]
     summary: dict[str, object] = {"hps": dict(made.hps), "warnings": list(made.warnings), "saved": str(folder),
                                   "target": made.target.model_dump(mode="json")}  # fmt: skip
     if ladder:
         found = predict([rung(place, vocab) for place in (source, *ladder)], made.target, vocab)
-        summary["prediction"] = asdict(found)
-        lines += ["", f"predicted loss {found.loss:.4f} ({found.low:.4f} to {found.high:.4f}, 95 % of single runs), "
+        summary["prediction"] = asdict(found) if found.slope > 0 else None
+        says = [f"predicted loss {found.loss:.4f} ({found.low:.4f} to {found.high:.4f}, 95 % of single runs), "
                   f"from {len(found.rungs)} rungs", f"  loss falls as FLOPs^-{found.slope:.3g}; the target takes "
                   f"{found.flops:.3g} FLOPs, {found.reach:.3g}x the largest rung"]  # fmt: skip
+        lines += ["", *(says if found.slope > 0 else ["no prediction"])]
         lines += [f"warning: {text}" for text in found.notes]
     lines += ["", f"config and plan: {folder}"]
     if train:

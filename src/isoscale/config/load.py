@@ -82,21 +82,29 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"not valid TOML: {error}", place=str(path)) from None
 
 
+def _path(text: str) -> tuple[list[str], str, str]:
+    """The parts of a setting's key, the `=`, the value; a part in quotes may hold dots, as in TOML."""
+    quoted = re.match(r'\s*((?:[^"=.]+\.)*)"([^"]+)"\s*(=)(.*)', text, re.DOTALL)
+    if quoted:
+        return [*quoted[1].split(".")[:-1], quoted[2]], quoted[3], quoted[4]
+    key, sep, raw = text.partition("=")
+    return key.strip().split("."), sep, raw
+
+
 def parse_set(text: str) -> dict[str, Any]:
     """`a.b=value` as a tree; the value is read as TOML, else kept as a string.
 
     Raises:
         ConfigError: there is no `=`, or the key is empty.
     """
-    key, sep, raw = text.partition("=")
-    key = key.strip()
-    if not sep or not all(key.split(".")):
+    path, sep, raw = _path(text)
+    if not sep or not all(path):
         raise ConfigError("a setting is written key=value", key="--set", value=text, hint="--set model.width=256")
     try:
         value: Any = tomllib.loads(f"x = {raw}")["x"]
     except (ValueError, RecursionError):
         value = raw
-    for part in reversed(key.split(".")):
+    for part in reversed(path):
         value = {part: value}
     tree: dict[str, Any] = value
     return tree
@@ -122,7 +130,7 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> IsoscaleErro
             if isinstance(section, Mapping):
                 value = section.get(str(ctx["key"]).partition(".")[0])
                 value = value.get(ctx["key"].partition(".")[2]) if isinstance(value, Mapping) else value
-            found.append(ConfigError(item["msg"], key=full, value=value, place=origins.get(full, place),
+            found.append(ConfigError(item["msg"], key=full, value=value, place=_place(full, origins) or place,
                                      hint=ctx["hint"][:300]))  # fmt: skip
         elif item["type"] == "extra_forbidden":
             tail = key.rsplit(".", 1)[-1]

@@ -78,8 +78,8 @@ class SweepSection(Section):
             listed = values if isinstance(values, list | tuple) else ()
             zero = [x for x in listed if isinstance(x, int | float) and x <= 0]
             if zero:
-                raise wrong(f"{name}", f"{name}: a log range cannot reach {zero[0]:g}", "start it at 1e-4 or so, or "
-                            f"fix the value: hps.{name} = {zero[0]:g}")  # fmt: skip
+                fix = f", or fix the value: hps.{name} = 0" if zero[0] == 0 else ""
+                raise wrong(f"{name}", f"{name}: a log range cannot reach {zero[0]:g}", f"start it at 1e-4 or so{fix}")
         return space
 
     @model_validator(mode="after")

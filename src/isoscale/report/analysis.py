@@ -29,14 +29,22 @@ def points(sweep: Mapping[str, Any]) -> dict[Point, float]:
     return {point: sum(losses) / len(losses) for point, losses in groups.items()}
 
 
-def lines(sweep: Mapping[str, Any]) -> dict[str, dict[float, float]]:
-    """Name -> value -> mean loss: the LR alone, and every other number that was moved alone beside it."""
-    out: dict[str, dict[float, float]] = {}
+def lines(sweep: Mapping[str, Any], starts: Mapping[str, float] | None = None) -> dict[str, dict[float, float]]:
+    """Name -> value -> mean loss: the LR alone, and every other number that was moved alone, at the LR where most were.
+
+    `starts`: the config's values, which the run at that LR alone had.
+    """
+    found: dict[tuple[str, float | None], dict[float, float]] = {}
     for point, loss in points(sweep).items():
-        others = [name for name, _ in point if name != "lr"]
+        at, others = dict(point), [name for name, _ in point if name != "lr"]
         if len(others) <= 1 and point:
             name = others[0] if others else "lr"
-            out.setdefault(name, {})[dict(point)[name]] = loss
+            found.setdefault((name, at.get("lr") if others else None), {})[at[name]] = loss
+    out: dict[str, dict[float, float]] = {}
+    for (name, lr), line in sorted(found.items(), key=lambda pair: len(pair[1])):
+        own = found.get(("lr", None), {}).get(lr, None) if lr is not None else None
+        known = {} if own is None or name not in (starts or {}) else {(starts or {})[name]: own}
+        out[name] = {**known, **line}
     return out
 
 

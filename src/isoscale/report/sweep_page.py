@@ -24,7 +24,7 @@ def _label(trial: Mapping[str, Any], seeds: int) -> str:
 
 def _point(point: Mapping[str, float], number: Any = shown) -> str:
     """A point in words; of one with many numbers only how many there are."""
-    named = [f"{name} {number(value)}" for name, value in point.items()]
+    named = [f"{name} {number(value)}" for name, value in point.items()] or ["defaults"]
     return ", ".join(named) if len(named) <= 6 else ", ".join([*named[:3], f"... ({len(named)} numbers)"])
 
 
@@ -51,7 +51,8 @@ def sweep_page(folder: Path, beside: Sequence[Path] = ()) -> Page:
         page.add("Warning", f"<p class='warn'>{text}</p>")
     _winners(page, sweep)
     all_of_them = {folder: sweep, **{other: read_sweep(other)[0] for other in beside}}
-    _lines(page, all_of_them, folder)
+    _searches(page, all_of_them)
+    _lines(page, all_of_them, folder, starts)
     _spent(page, all_of_them)
     _matters(page, sweep, starts)
     for (a, b), (rows, columns, loss) in analysis.grids(sweep).items():
@@ -71,7 +72,19 @@ def _winners(page: Page, sweep: Mapping[str, Any]) -> None:
                  f"<p class='note'>{settled}</p>")  # fmt: skip
 
 
-def _lines(page: Page, sweeps: Mapping[Path, Mapping[str, Any]], folder: Path) -> None:
+def _searches(page: Page, sweeps: Mapping[Path, Mapping[str, Any]]) -> None:
+    rows = [[place.name, sweep.get("search", {}).get("strategy", ""), _width(place), len(sweep["trials"]),
+             _point(sweep["best"]), Loss(sweep["loss"]), "fresh seeds" if sweep.get("confidence") else "its own seed"]
+            for place, sweep in sweeps.items()]  # fmt: skip
+    if len(rows) > 1:
+        note = "<p class='note'>What follows is of the first, where nothing else is said.</p>"
+        head = ["folder", "strategy", "width", "runs", "best point", "loss", "measured on"]
+        page.add("The searches", table(head, rows), note)
+
+
+def _lines(
+    page: Page, sweeps: Mapping[Path, Mapping[str, Any]], folder: Path, starts: Mapping[str, float]
+) -> None:  # fmt: skip
     drawn: dict[str, dict[float, float]] = {}
     best: dict[int, float] = {}
     for place, sweep in sweeps.items():
@@ -81,7 +94,7 @@ def _lines(page: Page, sweeps: Mapping[Path, Mapping[str, Any]], folder: Path) -
             best[_width(place)] = min(line.items(), key=lambda pair: pair[1])[0]
     if drawn:
         page.add("Loss against learning rate", page.figure(figures.lines(drawn, "", "learning rate (base units)")))
-    for name, line in analysis.lines(sweeps[folder]).items():
+    for name, line in analysis.lines(sweeps[folder], starts).items():
         if name != "lr" and len(line) > 1:
             page.add(f"Loss against {name}", page.figure(figures.lines({name: line}, "", f"{name} (base units)")))
     if len(best) > 1:

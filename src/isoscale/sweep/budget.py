@@ -88,9 +88,10 @@ class Budget:
         for key, (limit, one) in self.limits.items():
             least = one * (1 + self.reserved)
             if limit is not None and not limit >= least:
+                unit = {"runs": "run", "tokens": "tokens", "flops": "FLOPs"}[key.removeprefix("sweep.budget_")]
                 confirm = f", and {self.reserved} confirm the winner" if self.reserved else ""
                 raise ConfigError(
-                    f"the budget pays for no run: one costs {one:.4g}{confirm}", key=key, value=limit,
+                    f"the budget pays for no run: one costs {one:.4g} {unit}{confirm}", key=key, value=limit,
                     hint=f"at least {least:.4g}, or fewer train.steps",
                 )  # fmt: skip
 
@@ -122,7 +123,9 @@ class Budget:
             pace: seconds per run, all workers together; nan: nobody measured.
         """
         points = size(self.config)
-        wanted = math.inf if points is None else points * len(self.config.sweep.seeds or (0,)) + self.reserved
+        section = self.config.sweep
+        confirmed = min(points or 0, section.confirm) * section.confirm_seeds
+        wanted = math.inf if points is None else points * len(section.seeds or (0,)) + confirmed
         cut = min(self.limits, key=lambda key: (self.limits[key][0] or math.inf) // self.limits[key][1])
         runs = min(wanted, self.runs)
         if not math.isfinite(runs):

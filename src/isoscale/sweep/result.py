@@ -130,7 +130,11 @@ def summarise(
     rates = sorted({point["lr"] for point, _ in finished if "lr" in point})
     lines = config.sweep.strategy in ("lr", "independent", "grid")
     edge = lines and len(rates) > 1 and best.get("lr") in (rates[0], rates[-1])
-    return SweepResult(out, config, trials, best, loss, edge, sum(t.seconds for t in trials), sure, stopped, warnings)
+    ends = [f"the best {name} is at an end of the values tried; widen sweep.space" for name, value in best.items()
+            if lines and name != "lr" and (tried := config.sweep.space.get(name, ())) and len(tried) > 1
+            and value in (min(tried), max(tried))]  # fmt: skip
+    told = tuple(dict.fromkeys([*warnings, *ends]))  # some come from the file, and were made here before
+    return SweepResult(out, config, trials, best, loss, edge, sum(t.seconds for t in trials), sure, stopped, told)
 
 
 def rows_of(data: Mapping[str, Any]) -> tuple[TrialRow, ...]:

@@ -28,7 +28,7 @@ def make(config: RunConfig, space: Space) -> Strategy:
                 f"the LR line tries lr only, not {', '.join(ignored)}", key="sweep.space", value=ignored,
                 hint="sweep.strategy=independent tries one line per hyperparameter",
             )  # fmt: skip
-        return LrLine(section) if name == "lr" else Independent(section)
+        return LrLine(section) if name == "lr" else Independent(section, space)
     if name == "grid":
         return grid(space)
     if name == "coordinate":

@@ -53,10 +53,16 @@ class LrLine(_Phases):
 
 
 class Independent(_Phases):
-    """LR line, one line per other HP at the best LR, then the winners together."""
+    """LR line, one line per other HP at the best LR, then the winners together.
 
-    def __init__(self, section: SweepSection) -> None:
-        self.line, self.space = LrLine(section), section.space
+    A value that the config has already is not tried: it is the best LR's own run.
+    """
+
+    def __init__(self, section: SweepSection, space: Space) -> None:
+        start = {dim.name: dim.start for dim in space.dims}
+        self.line = LrLine(section)
+        self.space = {name: tuple(x for x in values if name == "lr" or not math.isclose(x, start[name], rel_tol=1e-12))
+                      for name, values in section.space.items()}  # fmt: skip
 
     def _phase(self, phase: int, done: Sequence[Trial]) -> list[Point] | None:
         if phase == 0:
