@@ -33,18 +33,24 @@ def sweep_bar(title: str, quiet: bool) -> Iterator[Callable[[Status], None] | No
 
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
                TextColumn("{task.fields[info]}"))  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=None, info="")
+    progress = Progress(*columns, console=Console(stderr=True))
+    task = progress.add_task(title, total=None, info="")
 
-        def update(status: Status) -> None:
-            if not progress.tasks[task].completed and progress.tasks[task].total is None and status.estimate:
+    def update(status: Status) -> None:
+        if not progress.live.is_started:  # not before: what is refused at once shows no bar
+            if status.estimate:
                 progress.console.print(f"estimate: {status.estimate}", highlight=False)
-            best = f"best {_short(status.best)} {status.loss:.3f}" if status.best else ""
-            failed = f"  {status.failed} failed" if status.failed else ""
-            left = f"  {clock(status.seconds_left)} left" if status.seconds_left == status.seconds_left else ""
-            progress.update(task, total=status.total, completed=status.done, info=best + failed + left)
+            progress.start()
+        best = f"best {_short(status.best)} {status.loss:.3f}" if status.best else ""
+        failed = f"  {status.failed} failed" if status.failed else ""
+        left = f"  {clock(status.seconds_left)} left" if status.seconds_left == status.seconds_left else ""
+        progress.update(task, total=status.total, completed=status.done, info=best + failed + left)
 
+    try:
         yield update
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 WIDEST = 32  # characters of a point in a line of a table

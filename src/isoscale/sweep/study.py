@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import isoscale
@@ -146,6 +147,10 @@ class Study:
             meta_plan(config, vocab)  # a config that no trial could run
         else:
             find(self.objective)
+        words, elsewhere = config.sweep.command, config.sweep.executor == "ray"
+        if self.objective == LAUNCH and not elsewhere and which(words[0]) is None:
+            raise ConfigError("the command cannot be started: no such program", key="sweep.command", value=words[0],
+                              hint="is it on the PATH?")  # fmt: skip
         space = Space.of(config, vocab)
         for dim in space.dims if self.objective == TRAIN else ():
             if dim.values:
