@@ -54,6 +54,16 @@ def one_object(text):
     return data
 
 
+def test_a_finished_run_is_resumed_without_its_flags(iso, done):
+    code, text, _ = iso("train", "--out", done, "--resume", "--json", "--quiet")
+    assert code == 0
+    assert one_object(text)["steps"] == 8
+    code, _, err = iso("train", "--out", done, "--resume", "--quiet", "--set", "hps.lr=3.0")
+    assert code == 2
+    assert "another config" in err
+    assert "hps.lr" in err
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_help_has_an_example_and_fits_80_columns(iso, name):
     code, out, _ = iso(name, "--help")
