@@ -46,11 +46,12 @@ def raw_attention(
     """torch's attention, grouped heads included; in plain matmuls under forward-mode AD, where kernels have no rule."""
     gqa = True if q.dim() > 3 and q.shape[-3] != k.shape[-3] else False  # noqa: SIM210 - a symbolic bool is refused
     if torch.compiler.is_compiling():  # the kernel's own scale would be compiled in: another alpha, another graph
-        q = q * (scale * q.shape[-1] ** 0.5)
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        own = None if torch.compiler.is_compiling() else scale
         return torch_f.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout_p, is_causal=is_causal, scale=own, enable_gqa=gqa
+            q * (scale * q.shape[-1] ** 0.5), k, v, dropout_p=dropout_p, is_causal=is_causal, enable_gqa=gqa
+        )
+    if forward_ad._current_level < 0:
+        return torch_f.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=gqa
         )
     if gqa:
         k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
